@@ -1,0 +1,1 @@
+"""Losses on embeddings, one criterion a file."""

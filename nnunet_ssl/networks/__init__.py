@@ -1,0 +1,1 @@
+"""Networks that a plans file may name."""

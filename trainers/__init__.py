@@ -1,0 +1,1 @@
+"""The names that users type after ``-tr``."""
