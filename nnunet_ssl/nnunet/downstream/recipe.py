@@ -1,0 +1,89 @@
+"""The downstream ``ssl`` block of a configuration: what the downstream trainers read from the plans file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "protocol": ("default", "vox2vec"),
+    "head": ("stock", "linear"),
+    "head_init": ("random", "probe"),
+    "optimizer": (None, "sgd", "adam", "adamw"),
+    "schedule": (None, "poly", "cosine", "constant"),
+}
+
+
+@dataclass(frozen=True)
+class DownstreamRecipe:
+    """Every field of a downstream ``ssl`` block, with its default. ``None`` means the trainer's own value.
+
+    pretrained: what ``nnunet_ssl adapt`` writes (at least ``path``; ``sha256`` is checked where present), None for
+        ``-pretrained_weights``. protocol: ``default`` keeps nnU-Net's losses and augmentations; ``vox2vec`` is the
+        paper's evaluation (sigmoid per class, BCE inside the body + squared soft Dice, no augmentation; Goncharov et
+        al. 2023). head: ``stock`` (nnU-Net's segmentation layers, deep supervision) or ``linear`` (the paper's linear
+        head on the pyramid), read by the fine-tune, frozen and scratch trainers. head_init: ``random`` or ``probe`` (a
+        linear fit on the training cases' frozen features before the first step). freeze_fraction, ramp_fraction:
+        shares of all steps in which only the head learns, and in which the backbone's rate rises to
+        ``backbone_lr_factor`` times the head's (fine-tune only). mirror_axes: spatial axes mirrored in training and at
+        test time (0 is the first axis of the patch). labelled: ``{"n": N, "draw": k}`` trains on N of the fold's
+        training cases. min_transferred: smallest share of the backbone's parameters that must come from the
+        checkpoint. seed: None leaves the random generators alone, as nnU-Net does. The other names are nnU-Net's.
+    """
+
+    pretrained: dict[str, Any] | None = None
+    protocol: str = "default"
+    head: str = "stock"
+    head_init: str = "random"
+    num_epochs: int = 1000
+    num_iterations_per_epoch: int = 250
+    num_val_iterations_per_epoch: int = 50
+    save_every: int = 50
+    initial_lr: float | None = None
+    weight_decay: float | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    backbone_lr_factor: float = 0.1
+    freeze_fraction: float = 0.1
+    ramp_fraction: float = 0.05
+    oversample_foreground_percent: float | None = None
+    standardise: bool = True
+    mirror_axes: list[int] | None = None
+    labelled: dict[str, int] | None = None
+    min_transferred: float = 0.5
+    seed: int | None = None
+
+    def validate(self) -> None:
+        """Raise ValueError with the field's name, what was found and what is allowed."""
+        for name, allowed in ALLOWED.items():
+            value = getattr(self, name)
+            _check(value in allowed, name, value, "one of " + ", ".join("null" if a is None else a for a in allowed))
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "a whole number from 1 up")
+        for name in ("freeze_fraction", "ramp_fraction", "min_transferred", "oversample_foreground_percent"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value <= 1, name, value, "a number from 0 to 1")
+        _check(self.freeze_fraction + self.ramp_fraction <= 1, "ramp_fraction", self.ramp_fraction,
+               "at most 1 - freeze_fraction")
+        _check(self.initial_lr is None or self.initial_lr > 0, "initial_lr", self.initial_lr, "a number above 0")
+        _check(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", self.weight_decay,
+               "a number from 0 up")
+        _check(self.backbone_lr_factor >= 0, "backbone_lr_factor", self.backbone_lr_factor, "a number from 0 up")
+        self._validate_blocks()
+
+    def _validate_blocks(self) -> None:
+        axes = self.mirror_axes
+        _check(axes is None or (all(isinstance(a, int) and 0 <= a <= 2 for a in axes) and len(set(axes)) == len(axes)),
+               "mirror_axes", axes, "a list of different axes out of 0, 1, 2 (an empty list: no mirroring)")
+        chosen = self.labelled
+        _check(chosen is None or (set(chosen) == {"n", "draw"} and all(type(v) is int for v in chosen.values())
+                                  and chosen["n"] >= 1 and chosen["draw"] >= 0),
+               "labelled", chosen, '{"n": cases to train on (from 1 up), "draw": number of the draw (from 0 up)}')
+        pretrained = self.pretrained
+        _check(pretrained is None or isinstance(pretrained.get("path"), str), "pretrained", pretrained,
+               'null or {"path": "checkpoint_final.pth", "sha256": ...}')
+
+
+def _check(good: bool, name: str, found: object, expected: str) -> None:
+    if not good:
+        raise ValueError(f"ssl.{name} is {found!r}, expected {expected}")
