@@ -1,0 +1,49 @@
+"""Files that are either whole or absent: written beside their place, then moved over it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it over ``path`` on success, remove it on failure.
+
+    The temporary name keeps the suffix, because many writers choose the format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield beside
+        _flush_to_disk(beside)
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write ``obj`` as indented UTF-8 JSON; keys keep their order."""
+    write_text(path, json.dumps(obj, indent=4, ensure_ascii=False) + "\n")
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Without it a power cut after the move can leave an empty file under the final name.
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
