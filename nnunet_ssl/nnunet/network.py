@@ -1,0 +1,162 @@
+"""The pyramid of an nnU-Net network, and the network that pretrains it.
+
+Letters: B pairs, C channels, *S spatial size of a view, N points a pair, D spatial dimensions, M valid points of the
+batch, L levels. Levels run finest first; the bottleneck is the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.heads import Projector
+from nnunet_ssl.pyramid import LevelWidths, gather
+
+
+def build_backbone(
+    configuration_manager: Any, num_input_channels: int, num_output_channels: int, enable_deep_supervision: bool = True
+) -> nn.Module:
+    """The network that the plan's configuration names, exactly as the stock trainer builds it."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    return get_network_from_plans(
+        configuration_manager.network_arch_class_name,
+        configuration_manager.network_arch_init_kwargs,
+        configuration_manager.network_arch_init_kwargs_req_import,
+        num_input_channels,
+        num_output_channels,
+        allow_init=True,
+        deep_supervision=enable_deep_supervision,
+    )
+
+
+def pyramid_levels(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """Feature maps of every decoder level, finest first, and the bottleneck: list of (B, C_l, *S_l) for x (B, C, *S).
+
+    A network with its own ``levels`` (FPN3dUNet, PretrainNetwork) is asked; for a U-Net of nnU-Net the decoder's loop
+    is run here, which needs no hooks (those are silently dropped by compiled graphs).
+    """
+    if callable(getattr(network, "levels", None)):
+        return list(network.levels(x))
+    require_pyramid(network)
+    skips = network.encoder(x)
+    level = skips[-1]
+    levels = [level]
+    for s, (upsample, stage) in enumerate(zip(network.decoder.transpconvs, network.decoder.stages, strict=True)):
+        level = stage(torch.cat((upsample(level), skips[-(s + 2)]), 1))
+        levels.append(level)
+    return levels[::-1]
+
+
+def pyramid_strides(network: nn.Module) -> list[tuple[int, ...]]:
+    """Cumulative strides of the levels, finest first: one tuple of D ints a level."""
+    if isinstance(getattr(network, "strides", None), list | tuple):
+        return [tuple(int(s) for s in stride) for stride in network.strides]
+    require_pyramid(network)
+    dimensions = 3 if network.encoder.conv_op is nn.Conv3d else 2
+    steps = [(s,) * dimensions if isinstance(s, int) else tuple(s) for s in network.encoder.strides]
+    return list(accumulate(steps, lambda a, b: tuple(int(i) * int(j) for i, j in zip(a, b, strict=True))))
+
+
+def pyramid_channels(network: nn.Module) -> list[int]:
+    """Channels of the levels, finest first."""
+    if isinstance(getattr(network, "channels", None), list | tuple):
+        return [int(c) for c in network.channels]
+    require_pyramid(network)
+    return [int(c) for c in network.encoder.output_channels]
+
+
+def require_pyramid(network: nn.Module) -> None:
+    """Raise UserError for a network whose levels cannot be read."""
+    decoder, encoder = getattr(network, "decoder", None), getattr(network, "encoder", None)
+    parts = [getattr(encoder, "strides", None), getattr(encoder, "output_channels", None)]
+    parts += [getattr(decoder, "stages", None), getattr(decoder, "transpconvs", None)]
+    if any(part is None for part in parts):
+        raise UserError(
+            f"The plan's network {type(network).__name__} has no pyramid that can be read; expected PlainConvUNet, "
+            "ResidualEncoderUNet, or a class with levels(x), strides and channels such as FPN3dUNet."
+        )
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether batch statistics pass between the samples of a batch."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+class VoxelProjector(nn.Module):
+    """Voxel vectors (M, sum C_l) -> embeddings (M, d): optionally equal level widths, then the projector.
+
+    vox2vec (Goncharov et al., 2023, section 2.3) projects the concatenated levels as they are; ``level_width`` gives
+    every level the same number of channels first (Kats et al., ISBI 2024), which keeps the coarse levels from
+    deciding alone.
+    """
+
+    def __init__(self, channels: Sequence[int], recipe: Any) -> None:
+        super().__init__()
+        equal = recipe.level_width != "native"
+        width = recipe.level_width * len(channels) if equal else sum(channels)
+        self.widths = LevelWidths(list(channels), recipe.level_width) if equal else nn.Identity()
+        norm = "layer" if recipe.loss == "vicreg" else "batch"
+        hidden = recipe.hidden_widths(width)
+        self.mlp = Projector(width, hidden, recipe.projector_out, norm=norm, l2=recipe.normalised)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.mlp(self.widths(vectors))
+
+
+class PretrainNetwork(nn.Module):
+    """A stock network's encoder and decoder with a projector beside them.
+
+    The state dict is every key of the stock network plus ``projector.*``, so the stock trainer accepts it with
+    ``-pretrained_weights``. The segmentation layers are kept for that, frozen.
+    """
+
+    def __init__(self, backbone: nn.Module, recipe: Any) -> None:
+        super().__init__()
+        self.channels = pyramid_channels(backbone)
+        self.strides = pyramid_strides(backbone)
+        self.encoder = backbone.encoder
+        self.decoder = backbone.decoder
+        self.projector = VoxelProjector(self.channels, recipe)
+        self.reading = recipe.reading
+        # In a tuple, so that it is no second owner of the modules: the keys of the state dict stay the stock ones.
+        self._backbone = (backbone,)
+        # Statistics of batch normalisation belong to one view (published code: two forward passes).
+        self.separate_views = has_batch_norm(backbone)
+        self.decoder.seg_layers.requires_grad_(False)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *S) -> levels finest first, the bottleneck last."""
+        return pyramid_levels(self._backbone[0], x)
+
+    def vectors(self, levels: Sequence[Tensor], coords: Tensor, valid: Tensor) -> Tensor:
+        """Voxel vectors of the valid points: (M, sum C_l), for coords (B, N, D) and valid (B, N)."""
+        return gather(list(levels), self.strides, coords, self.reading)[valid]  # (B, N, sum C) -> (M, sum C)
+
+    def forward(
+        self,
+        a: Tensor,
+        b: Tensor | None = None,
+        coords_a: Tensor | None = None,
+        coords_b: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views (B, C, *S), coords (B, N, D), valid (B, N) -> z_a, z_b (M, d) and raw_a, raw_b (M, sum C_l)."""
+        if b is None or coords_a is None or coords_b is None or valid is None:
+            raise UserError(
+                "This is a pretraining network: it has no trained segmentation head and cannot predict. Make a plan "
+                "for a labelled dataset with `nnunet_ssl adapt`, train one of the downstream trainers, predict with it."
+            )
+        if self.separate_views:
+            levels_a, levels_b = self.levels(a), self.levels(b)
+        else:
+            halves = [level.chunk(2) for level in self.levels(torch.cat((a, b)))]
+            levels_a, levels_b = [half[0] for half in halves], [half[1] for half in halves]
+        raw_a = self.vectors(levels_a, coords_a, valid)
+        raw_b = self.vectors(levels_b, coords_b, valid)
+        return self.projector(raw_a), self.projector(raw_b), raw_a, raw_b
