@@ -1,7 +1,7 @@
 """Run the grid of first_runs.md: protocol x labelled cases x draw x steps, by the stock commands.
 
-    python docs/results/first_runs.py 804 -p PLANS --out docs/results/hippocampus/results.jsonl \\
-        --jobs finetune:1:0:100 scratch:1:0:100 linear:1:0:100 --test
+    python docs/results/first_runs.py 804 -p PLANS --out results.jsonl \\
+        --jobs finetune:1:0:100 linear:1:0:100 --test
 
 A job is PROTOCOL:N:DRAW:STEPS with further ``:key=value`` (any downstream field, e.g. ``:initial_lr=0.003``). It becomes
 one configuration of the plan, one ``nnUNetv2_train`` and, with ``--test``, one ``nnUNetv2_predict``.
