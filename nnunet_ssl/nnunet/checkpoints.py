@@ -1,0 +1,147 @@
+"""Checkpoints that anybody can load safely: whole or absent, CPU tensors, plain Python values."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.files import replacing
+from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
+from nnunet_ssl.nnunet.recipe import to_block
+
+FORMAT = 1
+CITATIONS = {
+    "vox2vec": "Goncharov et al., vox2vec: A Framework for Self-supervised Contrastive Learning of Voxel-Level "
+    "Representations in Medical Images, MICCAI 2023, arXiv 2307.14725",
+    "pix2rep": "Seince et al., Dense Self-Supervised Learning for Medical Image Segmentation, MIDL 2024, "
+    "arXiv 2407.20395",
+    "nnunet": "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image "
+    "segmentation, Nature Methods 18, 2021",
+}
+
+
+def write(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]) -> None:
+    """Write ``checkpoint`` so that ``torch.load(path, weights_only=True)`` reads it.
+
+    The file at ``path`` is replaced only by a complete one: after a full disk or a kill the earlier file is intact.
+    Raises UserError where it cannot be written, TypeError for a value that is neither tensor nor plain.
+    """
+    values = plain(checkpoint)
+    try:
+        with replacing(path) as beside:
+            torch.save(values, beside)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its zip writer.
+        kept = "The earlier file of that name is intact." if Path(path).exists() else "Nothing was left behind."
+        raise UserError(
+            f"Could not write the checkpoint {path}: {_first_line(error)}. {kept} Free some space or mend the "
+            "permissions, then continue the training with --c."
+        ) from error
+
+
+def plain(value: Any, where: str = "checkpoint") -> Any:
+    """A copy with tensors on the CPU and numpy scalars, devices and paths as plain values."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {plain(k, where): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        items = [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, torch.device | os.PathLike):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
+
+
+def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this package; unpickles nothing but tensors and plain values. Raises UserError."""
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint {path}.") from None
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint of this package ({_first_line(error)}). It is damaged or was "
+            "written by something else; expected a file that Vox2VecPretrainTrainer wrote."
+        ) from error
+    if not isinstance(checkpoint, dict) or "ssl" not in checkpoint or "network_weights" not in checkpoint:
+        raise UserError(
+            f"{path} is not a pretraining checkpoint (it has no ssl block); expected a file that "
+            "Vox2VecPretrainTrainer wrote."
+        )
+    return checkpoint
+
+
+def describe(trainer: Any) -> dict[str, Any]:
+    """The ``ssl`` entry of a checkpoint: all that is needed to use the weights without the training's folders."""
+    network = trainer.bare_network()
+    return {
+        "format": FORMAT,
+        "objective": trainer.recipe.objective,
+        "recipe": to_block(trainer.recipe),
+        "plans": trainer.plans_manager.plans,
+        "configuration": trainer.configuration_name,
+        "dataset_name": trainer.plans_manager.dataset_name,
+        "dataset_json": trainer.dataset_json,
+        "channels": pyramid_channels(network),
+        "strides": [list(stride) for stride in pyramid_strides(network)],
+        "volumes": trainer.volume_hashes,
+        "versions": versions(),
+        "citation": [CITATIONS[key] for key in (trainer.recipe.objective, "nnunet") if key in CITATIONS],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the weights depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("nnunet_ssl", "nnunetv2", "torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def volume_hashes(dataset_name: str) -> dict[str, str]:
+    """Content hash of every volume of a raw dataset, from the report of its import; empty where there is none."""
+    from nnunetv2.paths import nnUNet_raw
+
+    if not nnUNet_raw.is_set():
+        return {}
+    report = Path(str(nnUNet_raw)) / dataset_name / "import_report.json"
+    if not report.is_file():
+        return {}
+    try:
+        volumes = json.loads(report.read_text(encoding="utf-8")).get("volumes", {})
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return _hashes(volumes)
+
+
+def _hashes(volumes: Any) -> dict[str, str]:
+    """{case: hash} from either {case: hash}, {case: {"hash": ...}} or [{"case": ..., "hash": ...}]."""
+    if isinstance(volumes, dict):
+        rows = [(case, row.get("hash") if isinstance(row, dict) else row) for case, row in volumes.items()]
+    else:
+        rows = [(row.get("case"), row.get("hash")) for row in volumes if isinstance(row, dict)]
+    return {str(case): str(value) for case, value in rows if case and value}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
