@@ -1,0 +1,116 @@
+"""Feature pyramids read at points: levels and voxel coordinates in, voxel vectors out.
+
+Shapes: B images, D axes (2 or 3), N points an image, L levels with C_l channels on a grid of size S_l. Levels come finest first. Level l is
+S_0 divided by ``strides[l]`` (one cumulative integer an axis), rounded up. Coordinates are in voxels of the finest level, in the order of the
+array axes (z, y, x), with voxel centres at integers; so voxel k of a level with stride s spans [k s - 0.5, (k + 1) s - 0.5).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def gather(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: Tensor, mode: str = "nearest") -> Tensor:
+    """Voxel vectors: the features of every level at each point, finest level first (vox2vec, Section 2).
+
+    :param levels: L tensors (B, C_l, *S_l), finest first
+    :param strides: L sequences of D integers, cumulative, finest first
+    :param coords: (B, N, D) voxels of the finest level; a point outside takes the value at the border
+    :param mode: "nearest" (the published reading: the voxel that contains the point) or "linear"
+    :return: (B, N, sum of C_l) in the levels' type
+    :raises ValueError: unknown mode, or levels, strides and coordinates that do not fit each other
+    """
+    if mode not in ("nearest", "linear"):
+        raise ValueError(f"mode is {mode!r}, expected 'nearest' or 'linear'")
+    if len(levels) != len(strides):
+        raise ValueError(f"{len(levels)} levels came with {len(strides)} strides, expected one a level")
+    ndim = coords.shape[-1]
+    if coords.ndim != 3 or any(level.ndim != ndim + 2 or len(s) != ndim for level, s in zip(levels, strides, strict=True)):
+        shapes = [tuple(level.shape) for level in levels]
+        raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
+    # half precision cannot tell voxels apart beyond 2048
+    coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
+    read = _nearest if mode == "nearest" else _linear
+    return torch.cat([read(level, coords, stride) for level, stride in zip(levels, strides, strict=True)], -1)
+
+
+def _take(level: Tensor, index: Tensor) -> Tensor:
+    """(B, C, *S) at integer voxels (B, N, D) that lie inside -> (B, N, C)."""
+    flat = torch.zeros_like(index[..., 0])
+    for axis, size in enumerate(level.shape[2:]):
+        flat = flat * size + index[..., axis]
+    channels = level.shape[1]
+    taken = level.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1))  # (B, C, N)
+    return taken.transpose(1, 2)
+
+
+def _last_voxel(level: Tensor) -> Tensor:
+    return torch.tensor(level.shape[2:], device=level.device) - 1
+
+
+def _nearest(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
+    index = torch.floor((coords + 0.5) / coords.new_tensor(stride)).long()
+    return _take(level, index.clamp_min(0).minimum(_last_voxel(level)))
+
+
+def _linear(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
+    last = _last_voxel(level)
+    position = (coords + 0.5) / coords.new_tensor(stride) - 0.5
+    position = position.clamp_min(0).minimum(last.to(position.dtype))
+    low = position.floor().long()
+    weight_high = position - low  # (B, N, D)
+    total = None
+    # corner by corner, not all 2^D at once: the vectors of a batch are large
+    for corner in itertools.product((0, 1), repeat=coords.shape[-1]):
+        high = torch.tensor(corner, device=coords.device, dtype=torch.bool)
+        weight = torch.where(high, weight_high, 1 - weight_high).prod(-1, keepdim=True)
+        part = weight * _take(level, torch.minimum(low + high.long(), last))
+        total = part if total is None else total + part
+    assert total is not None
+    return total.to(level.dtype)
+
+
+def upsample_nearest(x: Tensor, ratio: int | Sequence[int], size: Sequence[int]) -> Tensor:
+    """Repeat every voxel ``ratio`` times along each axis and crop: voxel i of the result is voxel ``i // ratio`` of ``x``.
+
+    Interpolating to ``size`` would differ where ``size`` is not a multiple of ``ratio``: it would stretch the coarse grid.
+
+    :param x: (B, C, *S)
+    :param ratio: one integer an axis, or one for all
+    :param size: D integers, at most S times ratio
+    :return: (B, C, *size)
+    :raises ValueError: ``size`` is larger than the repeated grid
+    """
+    ndim = x.ndim - 2
+    ratios = [ratio] * ndim if isinstance(ratio, int) else [int(r) for r in ratio]
+    if len(ratios) != ndim or len(size) != ndim or any(n > s * r for n, s, r in zip(size, x.shape[2:], ratios, strict=True)):
+        raise ValueError(f"a grid {tuple(x.shape[2:])} repeated by {ratios} does not cover {tuple(size)}")
+    if any(r > 1 for r in ratios):
+        x = F.interpolate(x, scale_factor=[float(r) for r in ratios], mode="nearest-exact")
+    return x[(..., *(slice(n) for n in size))]
+
+
+class LevelWidths(nn.Module):
+    """Project every level of a voxel vector to the same width, so that no level dominates it (Kats et al., ISBI 2024).
+
+    In the native vector 512 of 1,008 entries come from the coarsest level of vox2vec's network.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        """
+        :param channels: channels of each level, finest first
+        :param width: width of each level in the result
+        """
+        super().__init__()
+        self.channels = [int(c) for c in channels]
+        self.layers = nn.ModuleList(nn.Linear(c, width) for c in self.channels)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., sum of channels) -> (..., L * width)"""
+        parts = vectors.split(self.channels, -1)
+        return torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)], -1)
