@@ -90,9 +90,9 @@ def load_safely(path: str | Path) -> Any:
         reason = _refusal(error)
         if reason is not None:
             raise UserError(
-                f"{path} is not a plain checkpoint of tensors and numbers and was not loaded, because unpickling it could "
-                f"run foreign code ({reason}). Expected a checkpoint_final.pth written by this package or by nnU-Net; get "
-                "the file again from a source that you trust."
+                f"{path} is not a plain checkpoint of tensors and numbers and was not loaded, because unpickling it "
+                f"could run foreign code ({reason}). Expected a checkpoint_final.pth written by this package or by "
+                "nnU-Net; get the file again from a source that you trust."
             ) from error
         first = (str(error).splitlines() or ["empty file"])[0][:120]
         raise UserError(
