@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def describe(trainer: Any) -> dict[str, Any]:
         "dataset_json": trainer.dataset_json,
         "channels": pyramid_channels(network),
         "strides": [list(stride) for stride in pyramid_strides(network)],
-        "volumes": trainer.volume_hashes,
+        "volumes": volume_hashes(trainer.plans_manager.dataset_name),
         "versions": versions(),
         "citation": [CITATIONS[key] for key in (trainer.recipe.objective, "nnunet") if key in CITATIONS],
     }
@@ -118,6 +119,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=4)
 def volume_hashes(dataset_name: str) -> dict[str, str]:
     """Content hash of every volume of a raw dataset, from the report of its import; empty where there is none."""
     from nnunetv2.paths import nnUNet_raw

@@ -1,0 +1,257 @@
+"""Pairs of views from preprocessed volumes, read box by box.
+
+Everything random about pair ``g`` of global iteration ``i`` comes from a generator seeded by (seed, stream, i, g), where
+``g`` counts over the pairs of all processes (rank r of W holds a range of them). So the pairs do not depend on the
+number of workers, of processes, or on when a training was stopped and continued.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from nnunet_ssl.drawing import draw_anchor, draw_pair
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.views import PairBatch, Sample, box_size, collate, read_box
+
+TRAINING, VALIDATION, VOLUMES = 0, 1, 2  # streams of random numbers
+OPEN_VOLUMES = 128  # handles that a worker keeps
+TRIES = 16  # volumes without foreground that are passed over before giving up
+HELD_BACK_SEED = 12345  # nnU-Net's seed for splits
+
+MaskMaker = Callable[[str, str], Path]
+"""(folder, case) -> .npy file with the foreground mask (*S) of a volume whose segmentation must not be read."""
+
+
+class B2ndVolume:
+    """One preprocessed case, read partially: image boxes (C, *size) and foreground boxes (*size), never the whole."""
+
+    def __init__(self, folder: str, case: str, mask_maker: MaskMaker | None = None) -> None:
+        self.case = case
+        self._path = Path(folder) / f"{case}.b2nd"
+        self._image = open_b2nd(self._path)
+        if mask_maker is None:
+            self._mask = open_b2nd(Path(folder) / f"{case}_seg.b2nd")
+        else:
+            self._mask = np.load(mask_maker(folder, case), mmap_mode="r")[None]
+        if tuple(self._mask.shape[1:]) != self.shape:
+            raise UserError(f"{self._path}: image {self.shape} and mask {self._mask.shape[1:]} differ; preprocess again.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape in voxels (z, y, x)."""
+        return tuple(int(n) for n in self._image.shape[1:])
+
+    @property
+    def num_channels(self) -> int:
+        return int(self._image.shape[0])
+
+    def image(self, start: Sequence[int], size: Sequence[int]) -> NDArray[np.float32]:
+        """(C, *size) of a box that lies inside the volume."""
+        box = self._read(self._image, start, size)
+        if not np.isfinite(box).all():
+            raise UserError(
+                f"{self._path} holds NaN or infinite values at voxel {[int(s) for s in start]}. Remove the case "
+                f"{self.case} from the dataset (nnunet_ssl import skips such volumes) and preprocess again."
+            )
+        return box
+
+    def mask(self, start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:
+        """(*size) bool, whether a voxel is foreground; nnU-Net marks voxels outside its nonzero region with -1."""
+        return self._read(self._mask, start, size)[0] > 0
+
+    def _read(self, array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
+        box = tuple(slice(int(s), int(s) + int(n)) for s, n in zip(start, size, strict=True))
+        try:
+            return np.asarray(array[(slice(None), *box)])
+        except RuntimeError as error:
+            raise UserError(_damaged(self._path)) from error
+
+
+def open_b2nd(path: Path) -> Any:
+    """A preprocessed array, opened for reading parts of it. Raises UserError where it is missing or damaged."""
+    import blosc2
+
+    blosc2.set_nthreads(1)
+    mmap = {} if signal.__dict__.get("SIGKILL") is None else {"mmap_mode": "r"}  # not on Windows, as nnU-Net
+    try:
+        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing. Preprocess the dataset again: `nnunet_ssl plan ... --preprocess`.") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(_damaged(path)) from error
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} cannot be read: it is damaged or truncated (was preprocessing interrupted, the disk full?). Preprocess "
+        "the dataset again: `nnunet_ssl plan ... --preprocess`."
+    )
+
+
+@dataclass
+class PairDataset(Dataset):
+    """Item ``i`` is the batch of global iteration ``i``: (PairBatch, cases of its pairs), or the UserError it met."""
+
+    folder: str
+    cases: Sequence[str]
+    patch: Sequence[int]  # 3 numbers, or 2: views are then slices of the volume's first axis
+    spacing: Sequence[float]  # mm, one a patch axis
+    recipe: Any
+    pairs: range  # of the pairs of a batch, those of this process
+    stream: int = TRAINING
+    mask_maker: MaskMaker | None = None
+    _volumes: dict[str, B2ndVolume] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, iteration: int) -> tuple[PairBatch, list[str]] | UserError:
+        try:
+            drawn = [self._pair(iteration, g) for g in self.pairs]
+        except UserError as error:
+            return error  # as a value: raised in a worker it would arrive wrapped in that worker's traceback
+        return collate([sample for sample, _ in drawn]), [case for _, case in drawn]
+
+    def _pair(self, iteration: int, g: int) -> tuple[Sample, str]:
+        """Pair ``g``: its volume is one of the ``volumes_per_batch`` of the iteration; one without foreground is replaced."""
+        order = self._generator(VOLUMES, iteration, self.stream)
+        volumes = min(self.recipe.volumes_per_batch, len(self.cases))
+        chosen = order.choice(len(self.cases), min(volumes + TRIES, len(self.cases)), replace=False)
+        candidates = [chosen[g % volumes], *chosen[volumes:]]
+        for index in candidates:
+            volume = self._volume(self.cases[index])
+            try:
+                return self._draw(self._generator(self.stream, iteration, g), volume), volume.case
+            except ValueError:
+                continue
+        raise UserError(
+            f"No foreground voxel in {', '.join(self.cases[i] for i in candidates[:4])} ({len(candidates)} volumes "
+            "tried). Check the masks (labelsTr of the raw dataset) and import the images again."
+        )
+
+    def _draw(self, rng: np.random.Generator, volume: B2ndVolume) -> Sample:
+        shape, read_image, read_mask = volume.shape, volume.image, volume.mask
+        find_anchor = None
+        if len(self.patch) == 2:
+            z, *anchor = (int(i) for i in draw_anchor(rng, shape, read_mask))
+            shape, find_anchor = shape[1:], lambda _: anchor
+            read_image, read_mask = _slice(volume, z)
+        for _ in range(TRIES):  # a point alone has no negatives: draw views that share at least two
+            geometry = draw_pair(rng, shape, self.patch, self.spacing, self.recipe, find_anchor, read_mask)
+            if geometry.valid.sum() >= 2:
+                break
+        box = box_size(self.patch, self.spacing, self.recipe)
+        starts = (geometry.start_a, geometry.start_b)
+        a, b = (read_box(read_image, shape, start, box) for start in starts)
+        return geometry, a, b
+
+    def _volume(self, case: str) -> B2ndVolume:
+        if case not in self._volumes:
+            if len(self._volumes) >= OPEN_VOLUMES:
+                self._volumes.pop(next(iter(self._volumes)))
+            self._volumes[case] = B2ndVolume(self.folder, case, self.mask_maker)
+        return self._volumes[case]
+
+    def _generator(self, *words: int) -> np.random.Generator:
+        return np.random.default_rng([self.recipe.seed, *words])
+
+
+def _slice(volume: B2ndVolume, z: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Readers of slice ``z``: image (C, *size2) and mask (*size2)."""
+
+    def read_image(start: Sequence[int], size: Sequence[int]) -> NDArray[np.float32]:
+        return volume.image((z, *start), (1, *size))[:, 0]
+
+    def read_mask(start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:
+        return volume.mask((z, *start), (1, *size))[0]
+
+    return read_image, read_mask
+
+
+class _Indices:
+    """start, start + 1, ... without end, or 0 ... cycle - 1 again and again."""
+
+    def __init__(self, start: int, cycle: int | None) -> None:
+        self.start, self.cycle = start, cycle
+
+    def __iter__(self) -> Iterator[int]:
+        return (i if self.cycle is None else i % self.cycle for i in count(self.start))
+
+
+class PairLoader:
+    """Iterates a PairDataset in order with ``num_workers`` processes (0: in this one), for ever.
+
+    The workers are daemons, ignore SIGTERM and SIGINT (the trainer decides when to stop), and end when it closes or dies.
+    """
+
+    def __init__(
+        self, dataset: PairDataset, start: int = 0, cycle: int | None = None, num_workers: int = 0, pin: bool = False
+    ) -> None:
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_Indices(start, cycle),  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            worker_init_fn=_start_worker,
+        )
+        self._iterator: Any = None
+
+    def __iter__(self) -> PairLoader:
+        return self
+
+    def __next__(self) -> tuple[PairBatch, list[str]]:
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        item = next(self._iterator)
+        if isinstance(item, UserError):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the workers; safe to call again."""
+        iterator, self._iterator = self._iterator, None
+        workers = getattr(iterator, "_workers", [])
+        if workers:
+            iterator._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    # A signal to the whole process group must not take the data away from a trainer that is saving its state.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def hold_back(cases: Sequence[str], fraction: float = 0.05) -> tuple[list[str], list[str]]:
+    """(training, validation): max(1, fraction) of the cases are kept for validation, the same for the same names.
+
+    One case alone serves both.
+    """
+    names = sorted(cases)
+    if len(names) == 1:
+        return names, names
+    order = np.random.default_rng(HELD_BACK_SEED).permutation(len(names))
+    held = {names[i] for i in order[: max(1, int(fraction * len(names)))]}
+    return [name for name in names if name not in held], sorted(held)
+
+
+def share_of_pairs(total: int, rank: int, world_size: int) -> range:
+    """The pairs of a batch of ``total`` that process ``rank`` of ``world_size`` makes; shares differ by one at most."""
+    if total < world_size:
+        raise UserError(f"pairs_per_batch is {total} for {world_size} processes; expected at least one pair a process.")
+    return range(total * rank // world_size, total * (rank + 1) // world_size)

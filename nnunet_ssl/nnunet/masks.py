@@ -1,0 +1,74 @@
+"""Foreground masks for datasets whose segmentations are labels: computed from the image, cached beside it.
+
+A dataset made by ``nnunet_ssl import`` carries its mask as the label (``ssl_foreground`` in dataset.json). Pretraining on
+any other dataset must not look at labels; there the mask of a case is made once from its preprocessed image and kept as
+``<case>_ssl_foreground.npy`` (preprocessing anew deletes the folder and with it the masks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_ssl.nnunet.files import replacing
+
+CT_SCHEME = "CTNormalization"
+SUFFIX = "_ssl_foreground.npy"
+
+
+@dataclass(frozen=True)
+class ForegroundMasks:
+    """Callable (folder, case) -> path of the case's mask, made where it is missing. Safe to call in several processes."""
+
+    is_ct: Sequence[bool]  # one a channel
+    mean: Sequence[float]  # HU = normalised * std + mean, for the CT channels
+    std: Sequence[float]
+    spacing: Sequence[float]  # mm (z, y, x), as stored
+    axial_axis: int = 0  # of the stored array
+
+    def __call__(self, folder: str, case: str) -> Path:
+        path = Path(folder) / f"{case}{SUFFIX}"
+        if not path.is_file():
+            mask = self.compute(_whole_image(folder, case))
+            with replacing(path) as beside:
+                np.save(beside, mask)
+        return path
+
+    def compute(self, image: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """(C, z, y, x) in the plan's normalised units -> (z, y, x) bool."""
+        from nnunet_ssl.nnunet.foreground import foreground
+
+        channels = zip(image, self.is_ct, self.mean, self.std, strict=True)
+        values = np.stack([x * std + mean if ct else x for x, ct, mean, std in channels])
+        names = ["CT" if ct else "other" for ct in self.is_ct]
+        return np.asarray(foreground(values, names, list(self.spacing), self.axial_axis), dtype=bool)
+
+
+def mask_maker(plans_manager: Any, configuration_manager: Any, dataset_json: dict[str, Any]) -> ForegroundMasks | None:
+    """None where the segmentations are foreground masks, otherwise what makes masks from the images."""
+    if dataset_json.get("ssl_foreground", False):
+        return None
+    schemes = configuration_manager.normalization_schemes
+    properties = plans_manager.foreground_intensity_properties_per_channel
+    rows = [properties.get(str(c), {}) for c in range(len(schemes))]
+    spacing = [float(s) for s in configuration_manager.spacing]
+    if len(spacing) == 2:  # slices: the distance between them is the dataset's
+        spacing = [float(plans_manager.original_median_spacing_after_transp[0]), *spacing]
+    return ForegroundMasks(
+        is_ct=tuple(scheme == CT_SCHEME for scheme in schemes),
+        mean=tuple(float(row.get("mean", 0.0)) for row in rows),
+        std=tuple(float(row.get("std", 1.0)) for row in rows),
+        spacing=tuple(spacing),
+        axial_axis=list(plans_manager.transpose_forward).index(0),
+    )
+
+
+def _whole_image(folder: str, case: str) -> NDArray[np.float32]:
+    from nnunet_ssl.nnunet.loader import open_b2nd
+
+    return np.asarray(open_b2nd(Path(folder) / f"{case}.b2nd")[:], dtype=np.float32)
