@@ -42,7 +42,7 @@ from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.warp import mirror, warp
 
 __all__ = [
-    "PairBatch", "PairGeometry", "ViewPair", "assemble", "box_size", "collate", "draw_anchor", "draw_pair",
+    "PairBatch", "PairGeometry", "Sample", "ViewPair", "assemble", "box_size", "collate", "draw_anchor", "draw_pair",
     "draw_shared", "draw_starts", "mirror", "read_box", "render", "warp",
 ]
 
