@@ -17,7 +17,7 @@ from types import ModuleType
 from nnunet_ssl import __version__, cli
 from nnunet_ssl.errors import UserError
 
-DESCRIPTION = "Voxel-level self-supervised pretraining for stock nnU-Net v2. Trainers are used through nnUNetv2_train -tr."
+DESCRIPTION = "Voxel-level self-supervised pretraining for stock nnU-Net v2; train with nnUNetv2_train -tr."
 
 
 def command_names() -> list[str]:
