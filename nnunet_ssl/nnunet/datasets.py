@@ -1,0 +1,198 @@
+"""Where datasets lie, and what planning needs of them: names, cases, fingerprint, labels or masks in their place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.files import replacing, write_json
+
+MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
+
+
+@dataclass
+class RawDataset:
+    """A dataset in nnUNet_raw: its name, dataset.json (completed where it has no labels) and files by case."""
+
+    name: str
+    json: dict[str, Any]
+    cases: dict[str, dict[str, Any]]  # case -> {"images": [one path a channel], "label": path}
+    masked: bool = False  # the labels are foreground masks that were made here
+
+    @property
+    def id(self) -> int:
+        """The number in the name."""
+        return int(self.name[7:10])
+
+    @property
+    def channels(self) -> list[str]:
+        """Channel names in order."""
+        return list((self.json.get("channel_names") or self.json.get("modality") or {}).values())
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in nnUNet_preprocessed."""
+        return environment_folder("nnUNet_preprocessed") / self.name
+
+
+def environment_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's variables names. UserError if it is not set."""
+    value = os.environ.get(variable)
+    if not value:
+        raise UserError(
+            f"The environment variable {variable} is not set. Set it to the folder where nnU-Net keeps its "
+            f"{variable.removeprefix('nnUNet_')} data, e.g. `export {variable}=$HOME/{variable}`."
+        )
+    return Path(value)
+
+
+@contextlib.contextmanager
+def quiet_planning() -> Iterator[None]:
+    """nnU-Net's planner prints whole plans, and refuses ``nnUNet_n_proc_DA=0``, which is right for CPU training."""
+    before = os.environ.get("nnUNet_n_proc_DA")
+    if before is not None and before.strip() in ("0", ""):
+        os.environ["nnUNet_n_proc_DA"] = "1"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if before is not None:
+            os.environ["nnUNet_n_proc_DA"] = before
+
+
+def processes() -> int:
+    """nnU-Net's number of worker processes (``nnUNet_def_n_proc``), no more than there are cores."""
+    return max(1, min(int(os.environ.get("nnUNet_def_n_proc", "8")), os.cpu_count() or 1))
+
+
+def dataset_name(identifier: int | str) -> str:
+    """Number or name -> name. UserError for one that does not exist in nnUNet_raw."""
+    raw = environment_folder("nnUNet_raw")
+    text = str(identifier)
+    known = sorted(p.name for p in raw.glob("Dataset[0-9][0-9][0-9]_*")) if raw.is_dir() else []
+    found = [name for name in known if name == text or (text.isdigit() and name.startswith(f"Dataset{int(text):03d}_"))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"Dataset {text} is ambiguous in {raw}: {', '.join(found)}. Give the full name or remove one.")
+    raise UserError(
+        f"No dataset {text} in nnUNet_raw={raw} (there: {', '.join(known[:8]) or 'none'}). Make one with "
+        "`nnunet_ssl import FOLDER -d ID -n NAME --channel CT`, or correct the number."
+    )
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. UserError where it is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"No file {path}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
+
+
+def open_dataset(identifier: int | str) -> RawDataset:
+    """Find a raw dataset; where cases have no label, foreground masks are made in the preprocessed folder instead."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    name = dataset_name(identifier)
+    folder = environment_folder("nnUNet_raw") / name
+    environment_folder("nnUNet_preprocessed")
+    content = load_json(folder / "dataset.json")
+    for key in ("channel_names", "file_ending"):
+        if key not in content and not (key == "channel_names" and "modality" in content):
+            raise UserError(f"{folder / 'dataset.json'} has no {key}, which nnU-Net needs (its dataset_format.md).")
+    if "dataset" not in content and not (folder / "imagesTr").is_dir():
+        raise UserError(f"{folder} has no imagesTr folder. Put the images there as CASE_0000{content['file_ending']}.")
+    cases = get_filenames_of_train_images_and_targets(str(folder), json.loads(json.dumps(content)))
+    if not cases:
+        ending = content["file_ending"]
+        raise UserError(f"{folder / 'imagesTr'} holds no {ending} images. Check file_ending in dataset.json.")
+    dataset = RawDataset(name, content, cases)
+    if "labels" not in content or not all(Path(case["label"]).is_file() for case in cases.values()):
+        _mask(dataset)
+    return dataset
+
+
+def _mask(dataset: RawDataset) -> None:
+    """Give every case its foreground mask as label, as `import` does; what labels there are stay unread."""
+    ending = dataset.json["file_ending"]
+    for case, files in dataset.cases.items():
+        path = dataset.folder / MASKS / f"{case}{ending}"
+        if not path.is_file():
+            _write_mask(files["images"], path, dataset)
+        files["label"] = str(path)
+    dataset.json |= {
+        "labels": {"background": 0, "foreground": 1},
+        "numTraining": len(dataset.cases),
+        "dataset": dataset.cases,
+        "ssl_foreground": True,
+    }
+    dataset.json.pop("regions_class_order", None)
+    dataset.masked = True
+
+
+def _write_mask(images: list[str], path: Path, dataset: RawDataset) -> None:
+    from nnunet_ssl.nnunet.foreground import foreground
+
+    reader = reader_class(dataset)()
+    try:
+        data, properties = reader.read_images(images)
+    except Exception as error:
+        reason = str(error).strip()[:160]
+        raise UserError(f"{images[0]} cannot be read ({reason}). Remove or replace the case.") from error
+    mask = foreground(data, dataset.channels, properties["spacing"]).astype(np.uint8)
+    if not mask.any():
+        raise UserError(f"{images[0]} shows no body. Remove the case.")
+    with replacing(path) as beside:
+        reader.write_seg(mask, str(beside), properties)
+
+
+def reader_class(dataset: RawDataset) -> Any:
+    """nnU-Net's reader for the dataset's files."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    example = next(iter(dataset.cases.values()))["images"][0]
+    try:
+        return determine_reader_writer_from_dataset_json(dataset.json, example, verbose=False)
+    except RuntimeError as error:
+        raise UserError(f"No reader of nnU-Net opens {example}: {error}") from error
+
+
+def fingerprint(dataset: RawDataset) -> dict[str, Any]:
+    """The dataset's fingerprint, made by nnU-Net where it is missing or belongs to another number of cases."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    path = dataset.folder / "dataset_fingerprint.json"
+    if path.is_file():
+        content = load_json(path)
+        if len(content.get("spacings", [])) == len(dataset.cases):
+            return content
+    try:
+        with quiet_planning():
+            extractor = DatasetFingerprintExtractor(dataset.name, min(processes(), len(dataset.cases)))
+            extractor.dataset, extractor.dataset_json = dataset.cases, dataset.json
+            extractor.run(overwrite_existing=True)
+    except Exception as error:
+        raise UserError(
+            f"The fingerprint of {dataset.name} could not be made: {str(error).strip()[:300]}. Check the images and "
+            f"labels, e.g. with `nnUNetv2_extract_fingerprint -d {dataset.id} --verify_dataset_integrity`."
+        ) from error
+    return load_json(path)
+
+
+def publish_dataset_json(dataset: RawDataset) -> None:
+    """Put dataset.json into the preprocessed folder, where nnU-Net's trainers read it."""
+    write_json(dataset.folder / "dataset.json", dataset.json)

@@ -1,0 +1,107 @@
+"""nnU-Net's preprocessing, and when it can be left out because another plan has made the same data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.datasets import RawDataset, load_json, processes, publish_dataset_json
+from nnunet_ssl.nnunet.planners import plans_path, resolved
+from nnunet_ssl.nnunet.settings import DATA_KEYS
+
+SHARED_KEYS = ("transpose_forward", "image_reader_writer")
+
+
+def data_facts(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """All that the preprocessed images of a configuration depend on."""
+    configuration = resolved(plans, name)
+    facts = {key: configuration.get(key) for key in DATA_KEYS}
+    facts |= {key: plans.get(key) for key in SHARED_KEYS}
+    facts["spacing"] = [round(float(s), 5) for s in configuration["spacing"]]
+    facts["dimensions"] = len(configuration["patch_size"])
+    properties = plans["foreground_intensity_properties_per_channel"]
+    names = ("mean", "std", "percentile_00_5", "percentile_99_5")
+    facts["intensities"] = [  # z-scores come from each image
+        [round(float(properties[str(channel)][key]), 4) for key in names] if scheme == "CTNormalization" else None
+        for channel, scheme in enumerate(configuration["normalization_schemes"])
+    ]
+    return facts
+
+
+def is_preprocessed(dataset: RawDataset, identifier: str) -> bool:
+    """Whether the folder holds every case of the dataset."""
+    folder = dataset.folder / identifier
+    return folder.is_dir() and all((folder / f"{case}.pkl").is_file() for case in dataset.cases)
+
+
+def share_data(dataset: RawDataset, plans: dict[str, Any]) -> list[str]:
+    """Let configurations use data that another plan has preprocessed in the same way; returns notes.
+
+    A dataset that was imported again under the same number has to be preprocessed by hand: nothing is compared but plans
+    and names of cases.
+    """
+    others = []
+    for path in sorted(dataset.folder.glob("*.json")):
+        if path != plans_path(dataset, plans["plans_name"]):
+            content = load_json(path)
+            if "configurations" in content and "plans_name" in content:
+                others.append(content)
+    notes = []
+    for name, configuration in plans["configurations"].items():
+        if "data_identifier" not in configuration:
+            continue
+        found = _same_data(dataset, others, data_facts(plans, name))
+        if found:
+            configuration["data_identifier"] = found
+            notes.append(f"{name}: uses {found}, which is already preprocessed in the same way")
+    return notes
+
+
+def _same_data(dataset: RawDataset, others: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str | None:
+    for other in others:
+        for name in other["configurations"]:
+            try:
+                same = data_facts(other, name) == facts
+                identifier = str(resolved(other, name)["data_identifier"])
+            except (KeyError, TypeError, ValueError, RuntimeError):
+                continue  # an older or a foreign format
+            if same and is_preprocessed(dataset, identifier):
+                return identifier
+    return None
+
+
+def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Sequence[str]) -> list[str]:
+    """Run nnU-Net's preprocessor; data that belongs to another plan and is complete is left as it is. Returns notes."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    publish_dataset_json(dataset)
+    notes, done = [], set()
+    for name in configurations:
+        identifier = resolved(plans, name)["data_identifier"]
+        own = identifier.startswith(plans["plans_name"] + "_")
+        if identifier in done or (not own and is_preprocessed(dataset, identifier)):
+            notes.append(f"{name}: {identifier} is there, nothing to preprocess")
+            continue
+        done.add(identifier)
+        manager = PlansManager(dict(plans)).get_configuration(name)
+        try:
+            preprocessor = manager.preprocessor_class(verbose=False)
+            workers = min(processes(), len(dataset.cases))
+            preprocessor.run(dataset.name, name, plans["plans_name"], num_processes=workers)
+        except Exception as error:
+            raise UserError(f"nnU-Net's preprocessing of {dataset.name} failed: {str(error).strip()[:300]}") from error
+    _copy_labels(dataset)
+    return notes
+
+
+def _copy_labels(dataset: RawDataset) -> None:
+    """Keep the labels beside the data, where nnU-Net validates against them when the raw data is gone."""
+    folder = dataset.folder / "gt_segmentations"
+    folder.mkdir(parents=True, exist_ok=True)
+    for case, files in dataset.cases.items():
+        source, target = Path(files["label"]), folder / f"{case}{dataset.json['file_ending']}"
+        if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
+            shutil.copyfile(source, target)

@@ -1,0 +1,95 @@
+"""``--set key=value`` and ``--overlay FILE``: changes to one configuration of a plan, checked against what it knows."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.datasets import load_json
+from nnunet_ssl.nnunet.recipe import parse, to_block
+
+WORDS = {"None": None, "none": None, "True": True, "False": False}
+# a configuration with one of these of its own cannot share its parent's preprocessed data
+DATA_KEYS = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "preprocessor_name",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+)
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """``ssl.temperature=0.07`` -> ``{"ssl": {"temperature": 0.07}}``; values are JSON, or else text."""
+    key, separator, value = text.partition("=")
+    names = key.strip().split(".")
+    if not separator or not all(names):
+        raise UserError(f"--set {text} is not of the form key=value, e.g. --set ssl.temperature=0.07.")
+    try:
+        content = json.loads(value)
+    except ValueError:
+        content = WORDS.get(value.strip(), value.strip())
+    for name in reversed(names):
+        content = {name: content}
+    return content
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``change`` over it, objects merged key by key, everything else replaced. Neither is modified."""
+    merged = deepcopy(dict(base))
+    for key, value in change.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[key] = merge(old, value) if both else deepcopy(value)  # type: ignore[arg-type]
+    return merged
+
+
+def collect(overlays: Iterable[str | Path], settings: Iterable[str]) -> dict[str, Any]:
+    """All changes of one command as one object: overlays in order, then ``--set``, the later one wins."""
+    changes: dict[str, Any] = {}
+    for path in overlays:
+        content = load_json(Path(path))
+        content.pop("description", None)
+        changes = merge(changes, content)
+    for setting in settings:
+        changes = merge(changes, parse_setting(setting))
+    return changes
+
+
+def check_keys(changes: Mapping[str, Any], configuration: Mapping[str, Any], where: str) -> None:
+    """UserError for a key that the configuration does not have, with the nearest one."""
+    known = sorted({*configuration, "ssl", *DATA_KEYS})
+    for key in changes:
+        if key in ("inherits_from", "data_identifier"):
+            raise UserError(f"{key} of {where} is decided by nnunet_ssl and cannot be set.")
+        if key not in known:
+            near = difflib.get_close_matches(key, [*known, *(f"ssl.{name}" for name in known)], n=1, cutoff=0.5)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            raise UserError(
+                f'"{key}" is no setting of {where}.{hint} Known: {", ".join(known)}; settings of the pretraining start '
+                "with ssl. (ssl.temperature)."
+            )
+
+
+def recipe_class(block: Mapping[str, Any]) -> type[Any]:
+    """The Recipe of the objective that an ``ssl`` block names: class ``Recipe`` of ``nnunet_ssl.objectives.<name>``."""
+    name = block.get("objective", "vox2vec")
+    folder = Path(importlib.import_module("nnunet_ssl.objectives").__path__[0])
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise UserError(f'ssl.objective is "{name}"; known objectives: {", ".join(known)}.')
+    return importlib.import_module(f"nnunet_ssl.objectives.{name}").Recipe
+
+
+def complete(block: Mapping[str, Any], cls: type[Any] | None = None) -> dict[str, Any]:
+    """Every field of the recipe, with the block's values: inheritance in plans is shallow, blocks are written whole."""
+    return to_block(parse(block, cls or recipe_class(block)))
