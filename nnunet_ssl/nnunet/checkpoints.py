@@ -89,6 +89,61 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> di
     return checkpoint
 
 
+def of_trainer(trainer: Any, outputs: list[list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
+    """A trainer's state as stock nnU-Net lays it out, plus ``ssl`` and, under ``running_epoch``, what of it is done.
+
+    outputs: per process, one dict an iteration of the running epoch; seconds: spent in it.
+    """
+    return {
+        "network_weights": trainer.bare_network().state_dict(),
+        "optimizer_state": trainer.optimizer.state_dict(),
+        "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
+        "logging": trainer.logger.get_checkpoint(),
+        "_best_ema": trainer._best_ema,
+        "current_epoch": trainer.current_epoch,
+        "running_epoch": {"iteration": trainer.iteration_in_epoch, "outputs": outputs, "seconds": float(seconds)},
+        "init_args": trainer.my_init_kwargs,
+        "trainer_name": type(trainer).__name__,
+        "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        "ssl": describe(trainer),
+    }
+
+
+def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Put a trainer where ``checkpoint`` was written. Raises UserError where the network is another one."""
+    network = trainer.bare_network()
+    require_same_tensors(network.state_dict(), checkpoint["network_weights"])
+    network.load_state_dict(checkpoint["network_weights"])
+    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    trainer.logger.load_checkpoint(checkpoint["logging"])
+    trainer._best_ema = checkpoint["_best_ema"]
+    trainer.current_epoch = checkpoint["current_epoch"]
+    running = checkpoint["running_epoch"]
+    trainer.iteration_in_epoch, trainer.seconds_before = running["iteration"], running["seconds"]
+    rank, everywhere = trainer.local_rank, running["outputs"]
+    trainer.epoch_outputs = list(everywhere[rank if rank < len(everywhere) else 0])
+    for line in _changes(checkpoint["ssl"]["recipe"], to_block(trainer.recipe)):
+        trainer.print_to_log_file(line)
+
+
+def require_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise UserError that names the first tensor in which two networks differ."""
+    for key in [*expected, *found]:
+        shapes = [tuple(w[key].shape) if key in w else "absent" for w in (expected, found)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"The checkpoint is of another network: {key} is {shapes[1]} there and {shapes[0]} in the plan's network. "
+                "Use the plan that it was trained with, or start a new training without --c."
+            )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    return [f"WARNING: ssl.{key} was {before[key]!r} when this training began and is {now[key]!r} now." for key in changed]
+
+
 def describe(trainer: Any) -> dict[str, Any]:
     """The ``ssl`` entry of a checkpoint: all that is needed to use the weights without the training's folders."""
     network = trainer.bare_network()

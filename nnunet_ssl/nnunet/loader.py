@@ -7,6 +7,7 @@ number of workers, of processes, or on when a training was stopped and continued
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ def open_b2nd(path: Path) -> Any:
     import blosc2
 
     blosc2.set_nthreads(1)
-    mmap = {} if signal.__dict__.get("SIGKILL") is None else {"mmap_mode": "r"}  # not on Windows, as nnU-Net
+    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net does
     try:
         return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap)
     except FileNotFoundError:
@@ -111,6 +112,9 @@ class PairDataset(Dataset):
     mask_maker: MaskMaker | None = None
     _volumes: dict[str, B2ndVolume] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        self._box = box_size(self.patch, self.spacing, self.recipe)
+
     def __getitem__(self, iteration: int) -> tuple[PairBatch, list[str]] | UserError:
         try:
             drawn = [self._pair(iteration, g) for g in self.pairs]
@@ -126,29 +130,32 @@ class PairDataset(Dataset):
         candidates = [chosen[g % volumes], *chosen[volumes:]]
         for index in candidates:
             volume = self._volume(self.cases[index])
-            try:
-                return self._draw(self._generator(self.stream, iteration, g), volume), volume.case
-            except ValueError:
-                continue
+            sample = self._draw(self._generator(self.stream, iteration, g), volume)
+            if sample is not None:
+                return sample, volume.case
         raise UserError(
             f"No foreground voxel in {', '.join(self.cases[i] for i in candidates[:4])} ({len(candidates)} volumes "
             "tried). Check the masks (labelsTr of the raw dataset) and import the images again."
         )
 
-    def _draw(self, rng: np.random.Generator, volume: B2ndVolume) -> Sample:
-        shape, read_image, read_mask = volume.shape, volume.image, volume.mask
-        find_anchor = None
-        if len(self.patch) == 2:
-            z, *anchor = (int(i) for i in draw_anchor(rng, shape, read_mask))
-            shape, find_anchor = shape[1:], lambda _: anchor
-            read_image, read_mask = _slice(volume, z)
+    def _draw(self, rng: np.random.Generator, volume: B2ndVolume) -> Sample | None:
+        """One pair of views of ``volume``; None where it has no foreground."""
         for _ in range(TRIES):  # a point alone has no negatives: draw views that share at least two
-            geometry = draw_pair(rng, shape, self.patch, self.spacing, self.recipe, find_anchor, read_mask)
+            try:
+                anchor = draw_anchor(rng, volume.shape, volume.mask)
+            except ValueError:
+                return None
+            shape, read_image, read_mask = volume.shape, volume.image, volume.mask
+            if len(self.patch) == 2:
+                read_image, read_mask = _slice(volume, int(anchor[0]))
+                shape, anchor = shape[1:], anchor[1:]
+            geometry = draw_pair(
+                rng, shape, self.patch, self.spacing, self.recipe, lambda _, here=anchor: here, read_mask
+            )
             if geometry.valid.sum() >= 2:
                 break
-        box = box_size(self.patch, self.spacing, self.recipe)
         starts = (geometry.start_a, geometry.start_b)
-        a, b = (read_box(read_image, shape, start, box) for start in starts)
+        a, b = (read_box(read_image, shape, start, self._box) for start in starts)
         return geometry, a, b
 
     def _volume(self, case: str) -> B2ndVolume:

@@ -50,14 +50,15 @@ def history(logger: Any) -> list[Metrics]:
 
 def write_metrics(folder: str, rows: Sequence[Metrics]) -> None:
     """metrics.jsonl: one object an epoch. Written whole, so that epochs lost by a kill do not stay in it."""
-    lines = [json.dumps({key: _json(value) for key, value in row.items()}) + "\n" for row in rows]
+    lines = [json.dumps({key: json_value(value) for key, value in row.items()}) + "\n" for row in rows]
     write_text(Path(folder) / "metrics.jsonl", "".join(lines))
 
 
-def _json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """``value`` with NaN and infinity as null, which JSON can say."""
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN
-    return [_json(v) for v in value] if isinstance(value, list) else value
+        return None
+    return [json_value(v) for v in value] if isinstance(value, list) else value
 
 
 def epoch_line(metrics: Metrics) -> str:

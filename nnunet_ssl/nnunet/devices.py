@@ -1,0 +1,98 @@
+"""Devices, precision and processes of a training."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.errors import UserError
+
+
+def local_device(requested: torch.device) -> torch.device:
+    """The device of this process: LOCAL_RANK chooses the GPU, since the global rank counts over several machines."""
+    if requested.type != "cuda" or not (dist.is_available() and dist.is_initialized()):
+        return requested
+    index = int(os.environ.get("LOCAL_RANK", dist.get_rank() % max(1, torch.cuda.device_count())))
+    return torch.device("cuda", index)
+
+
+def distribute(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Wrap for several processes; batch norm over all of them where torch can (SyncBatchNorm knows CUDA only)."""
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return DistributedDataParallel(network, device_ids=[device.index])
+    return DistributedDataParallel(network)
+
+
+def precision(amp: str, device: torch.device) -> tuple[torch.dtype | None, Any]:
+    """(autocast's type or None, GradScaler or None) for ``ssl.amp``; auto: bf16 where the GPU has it, else fp16.
+
+    The CPU stays in float32 unless bf16 is asked for. Raises UserError for fp16 without CUDA.
+    """
+    if amp == "auto":
+        if device.type != "cuda":
+            return None, None
+        amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if amp == "off":
+        return None, None
+    if amp == "bf16":
+        return torch.bfloat16, None
+    if device.type != "cuda":
+        raise UserError(f'ssl.amp is "fp16", which needs a CUDA device, found {device}. Use "auto", "bf16" or "off".')
+    return torch.float16, torch.amp.GradScaler("cuda")
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def seeded(device: torch.device, *words: int) -> torch.Generator:
+    """A generator on ``device`` whose state is a function of ``words``; dropout (torch's own state) is seeded with it."""
+    seed = int(np.random.SeedSequence(list(words)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    torch.manual_seed(seed)
+    return torch.Generator(device="cpu" if device.type == "mps" else device).manual_seed(seed)
+
+
+def backward_and_step(
+    loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, clip: float | None
+) -> float:
+    """One step of the optimiser; gives the gradient's norm before clipping."""
+    if scaler is None:
+        loss.backward()
+    else:
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf if clip is None else clip)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    return float(norm)
+
+
+def require_finite(loss: float, cases: list[str], scaler: Any) -> None:
+    """Raise UserError for a loss that would ruin the weights; fp16's scaler skips such a step and lowers its scale."""
+    if math.isfinite(loss) or (scaler is not None and scaler.get_scale() > 1.0):
+        return
+    raise UserError(
+        f"The loss is {loss} on a batch of {', '.join(sorted(set(cases))[:4])}. Saved checkpoints are intact. Lower "
+        'initial_lr, add warmup_epochs, or set ssl.amp to "off", and start again or continue with --c.'
+    )
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true in any process: all of them have to stop at the same iteration."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found > 0)

@@ -1,0 +1,306 @@
+"""The trainer that pretrains: stock nnU-Net's run, folders and command line around another batch, step and report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from os.path import join
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.nnunet import checkpoints, closing, devices, preparing, progress
+from nnunet_ssl.nnunet.loader import PairLoader
+from nnunet_ssl.nnunet.network import PretrainNetwork, build_backbone
+from nnunet_ssl.nnunet.optimisation import Schedule, build_optimizer
+from nnunet_ssl.nnunet.recipe import parse, ssl_block
+from nnunet_ssl.nnunet.stopping import StopRequest, show_user_errors_plainly
+from nnunet_ssl.nnunet.watching import Metrics, average, gather_objects, measure, smoothed
+from nnunet_ssl.objectives.vox2vec import Recipe
+from nnunet_ssl.step import step
+from nnunet_ssl.views import assemble
+
+STOCK_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "weight_decay",
+                "save_every")  # fmt: skip
+
+
+class PretrainTrainer(nnUNetTrainer):
+    """Pretrains the plan's network by the Recipe in the plan's ``ssl`` block.
+
+    An epoch's numbers, the two losses apart, come from held-back volumes. ``checkpoint_latest.pth`` is written every
+    ``save_every`` epochs (10 by default: what a kill costs at most), ``checkpoint_best.pth`` when the smoothed
+    retrieval@1 is highest. SIGTERM and Ctrl-C finish the iteration, save, and end; ``--c`` goes on there.
+    """
+
+    recipe_class: ClassVar[type] = Recipe
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        show_user_errors_plainly()
+        # Before the stock constructor makes folders: a plan that cannot be used leaves nothing behind.
+        self.recipe = preparing.checked_recipe(PlansManager(plans), configuration, self.recipe_class)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device = devices.local_device(device)
+        for name in STOCK_FIELDS:
+            setattr(self, name, getattr(self.recipe, name))
+        self.enable_deep_supervision = False
+        self.iteration_in_epoch = 0
+        self.epoch_outputs: list[Metrics] = []
+        self.seconds_before = 0.0
+        self.enhance = preparing.enhancer(self)
+        self.probe: Any = None
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        recipe = parse(ssl_block(configuration_manager), Recipe)
+        backbone = build_backbone(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
+        return PretrainNetwork(backbone, recipe)
+
+    def initialize(self) -> None:
+        """As stock, but seeded, on the local device, and able to run without CUDA in several processes."""
+        if self.was_initialized:
+            raise RuntimeError("initialize was called twice")
+        preparing.require_preprocessed(self)
+        self._set_batch_size_and_oversample()
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        torch.manual_seed(self.recipe.seed)
+        network = self.build_network_architecture(
+            self.plans_manager, self.configuration_manager, self.num_input_channels,
+            self.label_manager.num_segmentation_heads, self.enable_deep_supervision,
+        )  # fmt: skip
+        preparing.check_patch(self.configuration_manager.patch_size, network)
+        self.network = network.to(self.device)
+        if self._do_i_compile():
+            # Only what has fixed shapes: the number of points differs between batches.
+            self.network.levels = torch.compile(self.network.levels)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            self.network = devices.distribute(self.network, self.device)
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.loss = self._build_loss()
+        self.autocast_dtype, self.grad_scaler = devices.precision(self.recipe.amp, self.device)
+        self.was_initialized = True
+        self.logger.update_config({"hparas": {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}})
+
+    def _set_batch_size_and_oversample(self) -> None:
+        self.batch_size = self.recipe.pairs_per_batch or self.configuration_manager.batch_size
+
+    def _build_loss(self) -> None:
+        return None  # the criterion is part of nnunet_ssl.step
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Schedule]:
+        optimizer = build_optimizer(self.network, self.recipe)
+        return optimizer, Schedule(optimizer, self.recipe)
+
+    def bare_network(self) -> PretrainNetwork:
+        """The network without the wrapper for several processes."""
+        network = self.network
+        return network.module if isinstance(network, DistributedDataParallel) else network  # type: ignore[return-value]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        self.bare_network().decoder.deep_supervision = enabled
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: stock draws it with a package that no longer works."""
+
+    # data
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        return preparing.split(self, super().do_split)
+
+    def get_dataloaders(self) -> tuple[PairLoader, PairLoader | None]:
+        return preparing.loaders(self, start=self.global_iteration)
+
+    def close_loaders(self) -> None:
+        """End the worker processes."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if loader is not None:
+                loader.close()
+
+    @property
+    def global_iteration(self) -> int:
+        """Training iterations done since the start, over all epochs."""
+        return self.current_epoch * self.num_iterations_per_epoch + self.iteration_in_epoch
+
+    # steps
+
+    def forward_step(self, batch: Any, stream: int, iteration: int) -> tuple[torch.Tensor, Metrics, Any, Any]:
+        """A batch of the loader -> loss, its terms, embeddings, ViewPair; random numbers by (stream, iteration) alone."""
+        generator = devices.seeded(self.device, self.recipe.seed, stream, iteration, self.local_rank)
+        pairs = batch.to(self.device, non_blocking=True)
+        pair = assemble(pairs, self.configuration_manager.patch_size, self.recipe, lambda views: self.enhance(views, generator))
+        with devices.autocast(self.device, self.autocast_dtype):
+            loss, terms, embeddings = step(self.network, pair, self.recipe)
+        return loss, {f"term_{key}": float(value) for key, value in terms.items()}, embeddings, pair
+
+    def train_step(self, batch: Any) -> Metrics:
+        self.lr_scheduler.at(self.global_iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, terms, _, _ = self.forward_step(batch[0], 0, self.global_iteration)
+        value = float(loss.detach())
+        devices.require_finite(value, batch[1], self.grad_scaler)
+        norm = devices.backward_and_step(loss, self.network, self.optimizer, self.grad_scaler, self.recipe.clip)
+        return {"train_loss": value, **terms, "grad_norm": norm}
+
+    def validation_step(self, batch: Any, index: int = 0) -> Metrics:
+        loss, _, embeddings, pair = self.forward_step(batch[0], 1, index)
+        return {"val_loss": float(loss), **measure(embeddings, pair.valid, batch[1], self.bare_network().channels)}
+
+    @torch.no_grad()
+    def validate(self) -> Metrics:
+        """Means over the held-back pairs, the same in every epoch; {} where num_val_iterations_per_epoch is 0."""
+        if self.dataloader_val is None:
+            _, self.dataloader_val = preparing.loaders(self, start=0, only_validation=True)
+        self.network.eval()
+        outputs = [self.validation_step(next(self.dataloader_val), i) for i in range(self.num_val_iterations_per_epoch)]
+        return average(gather_objects(average(outputs))) if outputs else {}
+
+    # the run
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        for line in preparing.announcement(self):
+            self.print_to_log_file(line, add_timestamp=False)
+        if self.recipe.probe is not None:
+            from nnunet_ssl.nnunet.online_probe import OnlineProbe
+
+            self.probe = OnlineProbe(self.recipe.probe, self)
+
+    def run_training(self) -> None:
+        with StopRequest() as stop:
+            try:
+                self.on_train_start()
+                while self.current_epoch < self.num_epochs:
+                    self.run_epoch(stop)
+                self.on_train_end()
+            finally:
+                self.close_loaders()
+            if stop.signum is not None:
+                self.print_to_log_file("Asked to stop: the report is left out. Write it with the same command and --val.")
+                raise SystemExit(stop.exit_code)
+
+    def run_epoch(self, stop: StopRequest) -> None:
+        """The rest of the current epoch, from ``iteration_in_epoch`` on."""
+        began = time.monotonic() - self.seconds_before
+        self.network.train()
+        while self.iteration_in_epoch < self.num_iterations_per_epoch:
+            output = self.train_step(next(self.dataloader_train))
+            self.iteration_in_epoch += 1
+            self.epoch_outputs.append(output)
+            if devices.any_process(stop.signum is not None, self.device):
+                self.stop_here(stop, time.monotonic() - began)
+        self.finish_epoch(time.monotonic() - began)
+        if devices.any_process(stop.signum is not None, self.device) and self.current_epoch < self.num_epochs:
+            self.stop_here(stop, 0.0)
+
+    def stop_here(self, stop: StopRequest, seconds: float) -> None:
+        """Save everything that ``--c`` needs to go on at the next iteration, and end the process."""
+        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"), seconds)
+        self.print_to_log_file(
+            f"{stop.name or 'Another process'} asked to stop: epoch {self.current_epoch} is saved after iteration "
+            f"{self.iteration_in_epoch} of {self.num_iterations_per_epoch}. Continue with the same command and --c."
+        )
+        raise SystemExit(stop.exit_code)
+
+    def finish_epoch(self, seconds: float) -> None:
+        """Validate, log, save. The running state is that of a new epoch before anything is written."""
+        metrics = average(gather_objects(average(self.epoch_outputs)))
+        began = time.monotonic()
+        metrics.update(self.validate())
+        retrieval = metrics.get("retrieval_at_1")
+        before = self.logger.local_logger.my_fantastic_logging.get("ema_retrieval_at_1", [None])[-1]
+        metrics["ema_retrieval_at_1"] = smoothed(before, retrieval)
+        metrics["probe_dice"] = self._measure_probe()
+        lr = self.optimizer.param_groups[0]["lr"]
+        seconds += time.monotonic() - began
+        progress.record(self.logger, {"epoch": self.current_epoch, **metrics, "lr": float(lr), "seconds": seconds},
+                        self.current_epoch)  # fmt: skip
+        self.epoch_outputs, self.seconds_before, self.iteration_in_epoch = [], 0.0, 0
+        self.current_epoch += 1
+        self.on_epoch_end()
+
+    def _measure_probe(self) -> float | None:
+        last = self.current_epoch == self.num_epochs - 1
+        if self.probe is None or ((self.current_epoch + 1) % int(self.recipe.probe.get("every", 10)) and not last):
+            return None
+        dice = float(self.probe.measure(self.bare_network())["dice"]) if self.local_rank == 0 else None
+        self.network.train()
+        return gather_objects(dice)[0]
+
+    def on_epoch_end(self) -> None:
+        """Show and save; ``current_epoch`` already counts the finished epoch."""
+        rows = progress.history(self.logger)
+        self.print_to_log_file(f"Epoch {self.current_epoch - 1}: {progress.epoch_line(rows[-1])}")
+        warning = progress.collapse_warning(rows[-1], self.recipe.min_effective_rank)
+        if warning:
+            self.print_to_log_file(warning)
+        ema = rows[-1]["ema_retrieval_at_1"]
+        if ema is not None and (self._best_ema is None or ema > self._best_ema):
+            self._best_ema = ema
+            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+        if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
+            self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        if self.local_rank == 0:
+            progress.write_metrics(self.output_folder, rows)
+            progress.plot(self.output_folder, rows)
+
+    def on_train_end(self) -> None:
+        self.save_checkpoint(join(self.output_folder, "checkpoint_final.pth"))
+        if self.local_rank == 0:
+            Path(self.output_folder, "checkpoint_latest.pth").unlink(missing_ok=True)
+        self.print_to_log_file("Training done.")
+
+    def save_checkpoint(self, filename: str, seconds: float = 0.0) -> None:
+        """Write a checkpoint as stock lays it out, plus ``ssl`` and the running epoch; ``seconds`` spent in that one."""
+        outputs = gather_objects(self.epoch_outputs)
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        checkpoints.write(filename, checkpoints.of_trainer(self, outputs, seconds))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = checkpoints.read(checkpoint)
+        checkpoints.restore(self, checkpoint)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """The representation report in place of predictions: this network has no segmentation to score."""
+        self.network.eval()
+        if self.local_rank == 0:
+            from nnunet_ssl.nnunet.report import write_report
+
+            try:
+                write_report(self)
+            finally:
+                self.close_loaders()
+            closing.write_summary(self)
+            self.print_to_log_file(closing.next_command(self), add_timestamp=False)
+        if self.is_ddp:
+            dist.barrier()
