@@ -31,8 +31,9 @@ class _AllReduceSum(torch.autograd.Function):
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of ``x`` over all processes, the same on each; ``x`` itself where there is one.
 
-    The gradient is summed over processes too, so every process must call backward. If each takes the loss of the whole batch from such sums, its
-    gradient is the true one times the number of processes, which DistributedDataParallel's averaging makes the true one.
+    The gradient is summed over processes too, so every process must call backward. If each takes the loss of the whole
+    batch from such sums, the gradient of an input is the true one times the number of processes, and averaging the
+    parameters' gradients, as DistributedDataParallel does, makes it the true one.
     """
     if world_size() == 1:
         return x

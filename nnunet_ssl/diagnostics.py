@@ -1,4 +1,4 @@
-"""Signs of learning and of collapse, measured on voxel vectors or embeddings. All return plain floats and take no gradient.
+"""Signs of learning and of collapse, measured on voxel vectors or embeddings, as plain floats.
 
 Rows are points: (N, d), row i of both views the same point. Everything is computed in float32 at least.
 """
@@ -27,12 +27,17 @@ def _unit_pair(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(_wide(z_a), dim=1), F.normalize(_wide(z_b), dim=1)
 
 
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):  # half precision would make ties
+        return rows @ columns.T
+
+
 @torch.no_grad()
 def retrieval_at_1(z_a: Tensor, z_b: Tensor) -> float:
-    """How often a point's nearest neighbour in the other view, by cosine, is the point itself; both directions averaged.
+    """How often a point's nearest neighbour by cosine in the other view is the point itself, averaged over directions.
 
-    Chance is 1 / N. Of k neighbours that are equally near, the own one counts 1 / k, so that vectors that all collapsed to
-    one point score chance, not 1.
+    Chance is 1 / N. Of k neighbours that are equally near, the own one counts 1 / k, so that vectors that all
+    collapsed to one point score chance, not 1.
 
     :param z_a: (N, d)
     :param z_b: (N, d)
@@ -48,7 +53,7 @@ def retrieval_at_1(z_a: Tensor, z_b: Tensor) -> float:
 def _own_nearest(queries: Tensor, keys: Tensor) -> float:
     hits = 0.0
     for start in range(0, len(queries), _ROWS):
-        cosines = queries[start : start + _ROWS] @ keys.T
+        cosines = _product(queries[start : start + _ROWS], keys)
         own = cosines.diagonal(start)
         best = cosines.amax(1)
         ties = (cosines == best[:, None]).sum(1)
@@ -58,7 +63,9 @@ def _own_nearest(queries: Tensor, keys: Tensor) -> float:
 
 @torch.no_grad()
 def alignment(z_a: Tensor, z_b: Tensor, alpha: float = 2.0) -> float:
-    """Mean distance to the power alpha between the two views of a point, after L2 normalisation (Wang & Isola, ICML 2020).
+    """Mean distance, to the power alpha, between the two views of a point (Wang & Isola, ICML 2020).
+
+    Vectors are L2-normalised first.
 
     :param z_a: (N, d)
     :param z_b: (N, d)
@@ -72,7 +79,9 @@ def alignment(z_a: Tensor, z_b: Tensor, alpha: float = 2.0) -> float:
 
 @torch.no_grad()
 def uniformity(z: Tensor, t: float = 2.0) -> float:
-    """Log of the mean of exp(-t |u - v|^2) over pairs of different rows, after L2 normalisation (Wang & Isola, ICML 2020).
+    """Log of the mean of exp(-t |u - v|^2) over pairs of different rows (Wang & Isola, ICML 2020).
+
+    Vectors are L2-normalised first.
 
     :param z: (N, d)
     :param t: 2 in the paper's metric
@@ -85,7 +94,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
         return 0.0
     total = 0.0
     for start in range(0, count, _ROWS):
-        cosines = unit[start : start + _ROWS] @ unit.T
+        cosines = _product(unit[start : start + _ROWS], unit)
         potential = torch.exp(2 * t * (cosines - 1))  # |u - v|^2 = 2 - 2 <u, v>
         potential.diagonal(start).zero_()
         total += float(potential.sum(dtype=torch.float64 if z.device.type != "mps" else None))
@@ -94,10 +103,10 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 
 @torch.no_grad()
 def effective_rank(z: Tensor) -> float:
-    """How many dimensions the vectors use: exp of the entropy of the normalised singular values, rows centred (Roy &
-    Vetterli, EUSIPCO 2007).
+    """How many dimensions the vectors use (Roy & Vetterli, EUSIPCO 2007), rows centred.
 
-    Singular values below float32's resolution of the vectors count as zero: the rounding of collapsed vectors is no rank.
+    It is exp of the entropy of the singular values, normalised to add up to 1. Singular values below float32's
+    resolution of the vectors count as zero: the rounding of collapsed vectors is no rank.
 
     :param z: (N, d)
     :return: 1 (collapsed to a point or a line) to min(N - 1, d); nan where a vector holds nan

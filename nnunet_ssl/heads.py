@@ -6,6 +6,7 @@ Levels come finest first: tensors (B, C_l, *S_l) with cumulative strides, as eve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -20,8 +21,9 @@ from nnunet_ssl.pyramid import upsample_nearest
 class Projector(nn.Module):
     """Voxel vectors -> embeddings for the loss; dropped after pretraining.
 
-    vox2vec (published code): two hidden layers as wide as the voxel vector with batch norm and ReLU, 128 outputs, L2 normalisation. Its later VICReg
-    variant: hidden layers of 8,192 with layer norm and GELU (norm="layer"), and no L2 normalisation.
+    vox2vec (published code): two hidden layers as wide as the voxel vector with batch norm and ReLU, 128 outputs, L2
+    normalisation. Its later VICReg variant: hidden layers of 8,192 with layer norm and GELU (norm="layer"), 8,192
+    outputs, and no L2 normalisation.
     """
 
     def __init__(
@@ -42,13 +44,16 @@ class Projector(nn.Module):
         width = in_features
         for features in hidden:
             layers.append(nn.Linear(width, features))
-            layers += [AllReduceBatchNorm1d(features), nn.ReLU()] if norm == "batch" else [nn.LayerNorm(features), nn.GELU()]
+            if norm == "batch":
+                layers += [AllReduceBatchNorm1d(features), nn.ReLU()]
+            else:
+                layers += [nn.LayerNorm(features), nn.GELU()]
             width = features
         self.layers = nn.Sequential(*layers, nn.Linear(width, out_features))
         self.l2 = l2
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(M, in_features) -> (M, out_features), one row a point; rows that are no points must be left out: batch norm would see them"""
+        """(M, in_features) -> (M, out_features). Leave out rows that are no valid points: batch norm would see them"""
         z: Tensor = self.layers(vectors)
         if self.l2:
             z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
@@ -58,9 +63,9 @@ class Projector(nn.Module):
 def _ratios(strides: Sequence[Sequence[int]]) -> list[list[int]]:
     """Cumulative strides, finest first -> how much finer each level is than the next."""
     ratios = []
-    for fine, coarse in zip(strides[:-1], strides[1:], strict=True):
+    for fine, coarse in pairwise(strides):
         if any(c % f for f, c in zip(fine, coarse, strict=True)):
-            raise ValueError(f"strides are {list(strides)}, expected cumulative strides, each a multiple of the one before")
+            raise ValueError(f"strides are {list(strides)}, expected cumulative ones, each a multiple of the last")
         ratios.append([c // f for f, c in zip(fine, coarse, strict=True)])
     return ratios
 
@@ -69,7 +74,7 @@ class _Head(nn.Module):
     def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
         super().__init__()
         if len(channels) != len(strides):
-            raise ValueError(f"{len(channels)} channel numbers and {len(strides)} strides, expected one of each a level")
+            raise ValueError(f"{len(channels)} channels and {len(strides)} strides, expected one of each a level")
         self.channels = [int(c) for c in channels]
         self.ndim = len(strides[0])
         self.ratios = _ratios(strides)
@@ -81,10 +86,10 @@ class _Head(nn.Module):
 
 
 class LinearHead(_Head):
-    """A linear classifier on the voxel vector (vox2vec, linear probing): a 1^D convolution a level, summed from coarse to fine.
+    """A linear classifier on the voxel vector (vox2vec, linear probing): a 1^D convolution a level, summed up.
 
-    Nearest upsampling after the convolution equals nearest reading before it, at a fraction of the cost. Parameters are under
-    ``seg_layers``, finest level first, with a bias at the finest only.
+    Nearest upsampling after the convolution equals nearest reading before it, at a fraction of the cost. Parameters are
+    under ``seg_layers``, finest level first, with a bias at the finest only.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]], num_classes: int) -> None:
@@ -121,10 +126,10 @@ class _TopDown(nn.Module):
 
 
 class NonlinearHead(_Head):
-    """vox2vec's non-linear probe: the top-down half of its network with 1^D convolutions only, so that it sees no neighbours.
+    """vox2vec's non-linear probe: the top-down half of its network with 1^D convolutions, which see no neighbours.
 
-    One residual block a level, the coarsest included; skips pass a 1^D convolution and are added. Parameters and batch norm buffers are
-    under ``seg_layers``.
+    One residual block a level, the coarsest included; skips pass a 1^D convolution and are added. Parameters and
+    buffers are under ``seg_layers``.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]], num_classes: int) -> None:
@@ -141,7 +146,7 @@ class NonlinearHead(_Head):
         self._check(levels)
         parts = self.seg_layers
         x: Tensor = parts.bottom_block(levels[-1])
-        rows = zip(parts.up_blocks, parts.skip_blocks, parts.right_blocks, levels[-2::-1], self.ratios[::-1], strict=True)
-        for up, skip, right, level, ratio in rows:
+        blocks = zip(parts.up_blocks, parts.skip_blocks, parts.right_blocks, strict=True)
+        for (up, skip, right), level, ratio in zip(blocks, levels[-2::-1], self.ratios[::-1], strict=True):
             x = right(upsample_nearest(up(x), ratio, level.shape[2:]) + skip(level))
         return cast(Tensor, parts.final_block(x))

@@ -1,8 +1,9 @@
 """Feature pyramids read at points: levels and voxel coordinates in, voxel vectors out.
 
-Shapes: B images, D axes (2 or 3), N points an image, L levels with C_l channels on a grid of size S_l. Levels come finest first. Level l is
-S_0 divided by ``strides[l]`` (one cumulative integer an axis), rounded up. Coordinates are in voxels of the finest level, in the order of the
-array axes (z, y, x), with voxel centres at integers; so voxel k of a level with stride s spans [k s - 0.5, (k + 1) s - 0.5).
+Shapes: B images, D axes (2 or 3), N points an image, L levels with C_l channels on a grid of size S_l. Levels come
+finest first. S_l is S_0 divided by ``strides[l]`` (one cumulative integer an axis), rounded up. Coordinates are in
+voxels of the finest level, in the order of the array axes (z, y, x), with voxel centres at integers; so voxel k of a
+level with stride s spans [k s - 0.5, (k + 1) s - 0.5).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def gather(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: T
     if len(levels) != len(strides):
         raise ValueError(f"{len(levels)} levels came with {len(strides)} strides, expected one a level")
     ndim = coords.shape[-1]
-    if coords.ndim != 3 or any(level.ndim != ndim + 2 or len(s) != ndim for level, s in zip(levels, strides, strict=True)):
+    fits = all(level.ndim == ndim + 2 and len(s) == ndim for level, s in zip(levels, strides, strict=True))
+    if coords.ndim != 3 or not fits:
         shapes = [tuple(level.shape) for level in levels]
         raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
     # half precision cannot tell voxels apart beyond 2048
@@ -76,9 +78,9 @@ def _linear(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def upsample_nearest(x: Tensor, ratio: int | Sequence[int], size: Sequence[int]) -> Tensor:
-    """Repeat every voxel ``ratio`` times along each axis and crop: voxel i of the result is voxel ``i // ratio`` of ``x``.
+    """Repeat every voxel ``ratio`` times along each axis and crop: voxel i of the result is voxel ``i // ratio`` of x.
 
-    Interpolating to ``size`` would differ where ``size`` is not a multiple of ``ratio``: it would stretch the coarse grid.
+    Interpolating to ``size`` differs where ``size`` is not a multiple of ``ratio``: it would stretch the coarse grid.
 
     :param x: (B, C, *S)
     :param ratio: one integer an axis, or one for all
@@ -88,11 +90,14 @@ def upsample_nearest(x: Tensor, ratio: int | Sequence[int], size: Sequence[int])
     """
     ndim = x.ndim - 2
     ratios = [ratio] * ndim if isinstance(ratio, int) else [int(r) for r in ratio]
-    if len(ratios) != ndim or len(size) != ndim or any(n > s * r for n, s, r in zip(size, x.shape[2:], ratios, strict=True)):
+    fits = len(ratios) == ndim == len(size)
+    if not fits or any(n > s * r for n, s, r in zip(size, x.shape[2:], ratios, strict=True)):
         raise ValueError(f"a grid {tuple(x.shape[2:])} repeated by {ratios} does not cover {tuple(size)}")
     if any(r > 1 for r in ratios):
         x = F.interpolate(x, scale_factor=[float(r) for r in ratios], mode="nearest-exact")
-    return x[(..., *(slice(n) for n in size))]
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, 0, n)
+    return x
 
 
 class LevelWidths(nn.Module):
@@ -112,5 +117,5 @@ class LevelWidths(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(..., sum of channels) -> (..., L * width)"""
-        parts = vectors.split(self.channels, -1)
+        parts = torch.split(vectors, self.channels, -1)
         return torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)], -1)

@@ -13,7 +13,7 @@ _EPS = 1e-5
 def barlow_twins(z_a: Tensor, z_b: Tensor, lambda_off: float = 5e-3) -> Tensor:
     """sum_i (C_ii - 1)^2 + lambda_off * sum_{i != j} C_ij^2 (Zbontar et al., ICML 2021; over pixels in Pix2Rep).
 
-    C = Z_a' Z_b / N, where Z are the embeddings standardised per dimension: mean 0, and divided by the root of the biased
+    C = Z_a' Z_b / N, where Z are the embeddings standardised per dimension: less their mean, by the root of the biased
     variance plus 1e-5. Moments are those of the rows of all processes together.
 
     :param z_a: (N, d) embeddings of N points in one view, not normalised; N may differ between processes

@@ -13,7 +13,7 @@ _TILE = {"cpu": 1024, "cuda": 2048}
 
 
 def info_nce(z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str = "mean") -> Tensor:
-    """Symmetric InfoNCE in which every other embedding of both views is a negative (vox2vec, Equation 1 and published code).
+    """Symmetric InfoNCE in which every other embedding of both views is a negative (vox2vec, published code).
 
     For the pair i, with s(u, v) = <u, v> / temperature and all 2N embeddings e of both views::
 
@@ -21,8 +21,9 @@ def info_nce(z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str 
                 -s(b_i, a_i) + log sum over e != b_i of exp s(b_i, e) ) / 2
 
     Only an embedding's similarity to itself is left out: the positive stays in the denominator. Memory is O(N d): the
-    2N x 2N similarities are visited in tiles of their upper triangle, once for the logarithms of the sums, and once again,
-    recomputed, for the gradient. Everything is computed in float32 (float64 for float64 inputs), under autocast too.
+    2N x 2N similarities are visited in tiles of their upper triangle, once for the logarithms of the sums, and once
+    again, recomputed, for the gradient. Everything is computed in float32 (float64 for float64 inputs), under
+    autocast too.
 
     :param z_a: (N, d) embeddings of N points in one view, taken as they are: normalise them before
     :param z_b: (N, d) embeddings of the same points, in the same order, in the other view
@@ -39,7 +40,8 @@ def info_nce(z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str 
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'none'")
     dtype = torch.promote_types(torch.promote_types(z_a.dtype, z_b.dtype), torch.float32)
     joint = torch.cat([z_a.to(dtype), z_b.to(dtype)])  # (2N, d)
-    losses: Tensor = _InfoNCE.apply(joint, float(temperature), _TILE.get(joint.device.type, 1024))  # type: ignore[no-untyped-call]
+    tile = _TILE.get(joint.device.type, 1024)
+    losses: Tensor = _InfoNCE.apply(joint, float(temperature), tile)  # type: ignore[no-untyped-call]
     return losses.mean().to(dtype) if reduction == "mean" else losses.to(dtype)
 
 
@@ -63,7 +65,7 @@ class _Tiles:
                 scratch = self.scratch_buffer[: tile.numel()].view(tile.shape)
                 tile.addmm_(left, right.T, beta=0, alpha=self.scale)
                 if column == start:
-                    # a matrix product rounds s(u, v) and s(v, u) differently: a pair has one similarity, or it cancels badly
+                    # a matrix product may round s(u, v) and s(v, u) differently, and a positive must cancel exactly
                     scratch.copy_(tile.triu_(1).T)
                     tile.add_(scratch).fill_diagonal_(-torch.inf)
                 yield rows, columns, tile, scratch

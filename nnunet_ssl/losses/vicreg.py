@@ -29,9 +29,9 @@ def vicreg(
 def vicreg_terms(z_a: Tensor, z_b: Tensor, eps: float = 1e-4) -> dict[str, Tensor]:
     """The three terms without their weights; moments are unbiased, and those of the rows of all processes together.
 
-    similarity: mean squared difference. variance: max(0, 1 - sqrt(var + eps)), mean over dimensions. covariance: squared
-    off-diagonal covariances, summed, by d. The last two are averaged over the views, as in vox2vec's published code; the
-    VICReg paper adds up the two views' covariance terms instead (cov=2 here).
+    similarity: mean squared difference. variance: max(0, 1 - sqrt(var + eps)), mean over dimensions. covariance:
+    squared off-diagonal covariances, summed, by d. The last two are averaged over the views, as in vox2vec's
+    published code; the VICReg paper adds up the two views' covariance terms instead (cov=2 here).
 
     :param z_a: (N, d); N may differ between processes
     :param z_b: (N, d)

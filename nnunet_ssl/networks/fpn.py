@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
-import numpy as np
 from torch import Tensor, nn
 
 from nnunet_ssl.networks.blocks import ResidualStack
@@ -27,7 +28,7 @@ def _stage_strides(strides: Sequence[int | Sequence[int]] | None, num_scales: in
 
 
 def _cumulative(strides: Strides) -> list[tuple[int, ...]]:
-    return [tuple(int(i) for i in row) for row in np.cumprod(strides, axis=0)]
+    return list(accumulate(map(tuple, strides), lambda so_far, s: tuple(i * j for i, j in zip(so_far, s, strict=True))))
 
 
 def _channels(base_channels: int, num_scales: int) -> list[int]:
@@ -80,9 +81,10 @@ def _ascend(module: Any, skips: Sequence[Tensor], strides: Strides) -> list[Tens
 class FPN3d(nn.Module):
     """Feature pyramid network of vox2vec (Goncharov et al., MICCAI 2023, Section 2 and the published code).
 
-    A 3^3 convolution; every stage two pre-activation residual blocks; down: max-pool, rounded up, and 1^3 convolution; up: 1^3 convolution and
-    nearest upsampling, cropped to the skip; skips pass a 1^3 convolution and are added. State-dict names are those of the published weights,
-    whose kernels have axes (x, y, z): permute them for images in (z, y, x).
+    A 3^3 convolution; every stage two pre-activation residual blocks; down: max-pool, rounded up, and 1^3
+    convolution; up: 1^3 convolution and nearest upsampling, cropped to the skip; skips pass a 1^3 convolution and are
+    added. State-dict names are those of the published weights, whose kernels have axes (x, y, z): permute them for
+    images in (z, y, x).
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class FPN3d(nn.Module):
         :param input_channels: channels of the image
         :param base_channels: channels of the finest level; they double a level
         :param num_scales: number of levels
-        :param strides: per level one integer, or one an axis, relative to the level above; None is 1, 2, 2, ... as published
+        :param strides: per level one integer, or one an axis, from the level before; None is 1, 2, 2, ... as published
         :raises ValueError: strides that are not one a scale or do not begin with 1
         """
         super().__init__()
@@ -133,6 +135,7 @@ class FPNDecoder(nn.Module):
         super().__init__()
         self._strides = strides
         self.deep_supervision = deep_supervision
+        self.num_classes = num_classes
         _add_right(self, channels)
         # all of them, whether used or not: a network without deep supervision must load the weights of one with it
         self.seg_layers = nn.ModuleList(nn.Conv3d(c, num_classes, 1) for c in channels[-2::-1])
@@ -150,7 +153,10 @@ class FPNDecoder(nn.Module):
 
 
 class FPN3dUNet(nn.Module):
-    """FPN3d as an nnU-Net network: ``.encoder``, ``.decoder`` with ``.seg_layers``, deep supervision. A plans file names this class."""
+    """FPN3d with the face of an nnU-Net network: ``.encoder``, ``.decoder`` with ``.seg_layers``, deep supervision.
+
+    A plans file names this class. Without ``initialize``, weights start as torch's layers do, as in the published code.
+    """
 
     def __init__(
         self,
@@ -185,23 +191,22 @@ class FPN3dUNet(nn.Module):
         return self.decoder.levels(self.encoder(x))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, *S) -> logits (B, num_classes, *S), or the num_scales - 1 finest levels' under deep supervision, finest first"""
+        """(B, C, *S) -> logits (B, num_classes, *S), or a list, finest first, under deep supervision"""
         return cast("Tensor | list[Tensor]", self.decoder(self.encoder(x)))
 
     @staticmethod
     def published_key(key: str) -> str:
-        """The published name of one of this network's parameters: its name in FPN3d. ``seg_layers.*`` have none there."""
+        """The published name (FPN3d's) of one of this network's parameters; ``seg_layers.*`` have none there."""
         for half in ("encoder.", "decoder."):
             if key.startswith(half):
                 return key[len(half) :]
         return key
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """Number of values that the convolutions put out for an image of this size, by which nnU-Net's planner estimates memory."""
-        grids = [np.prod([-(-n // s) for n, s in zip(input_size, stride, strict=True)]) for stride in self.strides]
-        # a stage: two blocks of two convolutions; then its stem or down convolution
-        left = sum(5 * c * g for c, g in zip(self.channels, grids, strict=True))
-        # and on the way up the skip's, and the one from below, which runs before the upsampling
-        right = sum(5 * c * g + c * below for c, g, below in zip(self.channels[:-1], grids[:-1], grids[1:], strict=True))
-        logits = sum(layer.out_channels * g for layer, g in zip(reversed(self.decoder.seg_layers), grids, strict=False))
-        return int(left + right + logits)
+        """How many values the convolutions put out for an image of this size, as nnU-Net's planner counts memory."""
+        grids = [math.prod(-(-n // s) for n, s in zip(input_size, stride, strict=True)) for stride in self.strides]
+        # a stage is four convolutions and its stem or down convolution
+        left = sum(5 * c * grid for c, grid in zip(self.channels, grids, strict=True))
+        # on the way up: four, the skip's, and the one from below, which runs before the upsampling
+        right = sum(c * (5 * fine + coarse) for c, (fine, coarse) in zip(self.channels, pairwise(grids), strict=False))
+        return left + right + self.decoder.num_classes * sum(grids[:-1])

@@ -12,9 +12,9 @@ from nnunet_ssl.collectives import all_reduce_sum, world_size
 class AllReduceBatchNorm1d(nn.Module):
     """Batch norm on (M, C) whose moments are those of the rows of all processes together; M may differ between them.
 
-    State-dict names, running statistics and results in one process are ``nn.BatchNorm1d``'s. It is none of torch's batch
-    norms, so that converting a network to synchronised ones leaves it alone. One row, or none, is allowed: how many points
-    two views share is random, and must not end a training.
+    State-dict names, running statistics and results in one process are ``nn.BatchNorm1d``'s. It is none of torch's
+    batch norms, so that converting a network to synchronised ones leaves it alone. One row, or none, is allowed: how
+    many points two views share is random, and must not end a training.
     """
 
     running_mean: Tensor
