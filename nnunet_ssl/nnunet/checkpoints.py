@@ -134,14 +134,14 @@ def require_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Ten
         shapes = [tuple(w[key].shape) if key in w else "absent" for w in (expected, found)]
         if shapes[0] != shapes[1]:
             raise UserError(
-                f"The checkpoint is of another network: {key} is {shapes[1]} there and {shapes[0]} in the plan's network. "
+                f"The checkpoint is of another network: {key} is {shapes[1]} there and {shapes[0]} in the plan's. "
                 "Use the plan that it was trained with, or start a new training without --c."
             )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed = [key for key in now if key in before and before[key] != now[key]]
-    return [f"WARNING: ssl.{key} was {before[key]!r} when this training began and is {now[key]!r} now." for key in changed]
+    return [f"WARNING: ssl.{k} was {before[k]!r} when this training began and is {now[k]!r} now." for k in changed]
 
 
 def describe(trainer: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def seeded(device: torch.device, *words: int) -> torch.Generator:
-    """A generator on ``device`` whose state is a function of ``words``; dropout (torch's own state) is seeded with it."""
+    """A generator on ``device`` whose state is a function of ``words``; torch's own (dropout) is seeded alike."""
     seed = int(np.random.SeedSequence(list(words)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.manual_seed(seed)
     return torch.Generator(device="cpu" if device.type == "mps" else device).manual_seed(seed)

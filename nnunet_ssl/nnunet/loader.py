@@ -1,18 +1,16 @@
 """Pairs of views from preprocessed volumes, read box by box.
 
-Everything random about pair ``g`` of global iteration ``i`` comes from a generator seeded by (seed, stream, i, g), where
-``g`` counts over the pairs of all processes (rank r of W holds a range of them). So the pairs do not depend on the
-number of workers, of processes, or on when a training was stopped and continued.
+Everything random about pair ``g`` of global iteration ``i`` comes from a generator seeded by (seed, stream, i, g),
+where ``g`` counts over the pairs of all processes (rank r of W holds a range of them). So the pairs do not depend on
+the number of workers, of processes, or on when a training was stopped and continued.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,81 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from nnunet_ssl.drawing import draw_anchor, draw_pair
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.b2nd import B2ndVolume, MaskMaker
 from nnunet_ssl.views import PairBatch, Sample, box_size, collate, read_box
 
 TRAINING, VALIDATION, VOLUMES = 0, 1, 2  # streams of random numbers
 OPEN_VOLUMES = 128  # handles that a worker keeps
 TRIES = 16  # volumes without foreground that are passed over before giving up
 HELD_BACK_SEED = 12345  # nnU-Net's seed for splits
-
-MaskMaker = Callable[[str, str], Path]
-"""(folder, case) -> .npy file with the foreground mask (*S) of a volume whose segmentation must not be read."""
-
-
-class B2ndVolume:
-    """One preprocessed case, read partially: image boxes (C, *size) and foreground boxes (*size), never the whole."""
-
-    def __init__(self, folder: str, case: str, mask_maker: MaskMaker | None = None) -> None:
-        self.case = case
-        self._path = Path(folder) / f"{case}.b2nd"
-        self._image = open_b2nd(self._path)
-        if mask_maker is None:
-            self._mask = open_b2nd(Path(folder) / f"{case}_seg.b2nd")
-        else:
-            self._mask = np.load(mask_maker(folder, case), mmap_mode="r")[None]
-        if tuple(self._mask.shape[1:]) != self.shape:
-            raise UserError(f"{self._path}: image {self.shape} and mask {self._mask.shape[1:]} differ; preprocess again.")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Spatial shape in voxels (z, y, x)."""
-        return tuple(int(n) for n in self._image.shape[1:])
-
-    @property
-    def num_channels(self) -> int:
-        return int(self._image.shape[0])
-
-    def image(self, start: Sequence[int], size: Sequence[int]) -> NDArray[np.float32]:
-        """(C, *size) of a box that lies inside the volume."""
-        box = self._read(self._image, start, size)
-        if not np.isfinite(box).all():
-            raise UserError(
-                f"{self._path} holds NaN or infinite values at voxel {[int(s) for s in start]}. Remove the case "
-                f"{self.case} from the dataset (nnunet_ssl import skips such volumes) and preprocess again."
-            )
-        return box
-
-    def mask(self, start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:
-        """(*size) bool, whether a voxel is foreground; nnU-Net marks voxels outside its nonzero region with -1."""
-        return self._read(self._mask, start, size)[0] > 0
-
-    def _read(self, array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
-        box = tuple(slice(int(s), int(s) + int(n)) for s, n in zip(start, size, strict=True))
-        try:
-            return np.asarray(array[(slice(None), *box)])
-        except RuntimeError as error:
-            raise UserError(_damaged(self._path)) from error
-
-
-def open_b2nd(path: Path) -> Any:
-    """A preprocessed array, opened for reading parts of it. Raises UserError where it is missing or damaged."""
-    import blosc2
-
-    blosc2.set_nthreads(1)
-    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net does
-    try:
-        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mmap)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing. Preprocess the dataset again: `nnunet_ssl plan ... --preprocess`.") from None
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(_damaged(path)) from error
-
-
-def _damaged(path: Path) -> str:
-    return (
-        f"{path} cannot be read: it is damaged or truncated (was preprocessing interrupted, the disk full?). Preprocess "
-        "the dataset again: `nnunet_ssl plan ... --preprocess`."
-    )
 
 
 @dataclass
@@ -123,7 +53,7 @@ class PairDataset(Dataset):
         return collate([sample for sample, _ in drawn]), [case for _, case in drawn]
 
     def _pair(self, iteration: int, g: int) -> tuple[Sample, str]:
-        """Pair ``g``: its volume is one of the ``volumes_per_batch`` of the iteration; one without foreground is replaced."""
+        """Pair ``g`` and its volume, one of the iteration's; one without foreground is replaced."""
         order = self._generator(VOLUMES, iteration, self.stream)
         volumes = min(self.recipe.volumes_per_batch, len(self.cases))
         chosen = order.choice(len(self.cases), min(volumes + TRIES, len(self.cases)), replace=False)
@@ -194,7 +124,7 @@ class _Indices:
 class PairLoader:
     """Iterates a PairDataset in order with ``num_workers`` processes (0: in this one), for ever.
 
-    The workers are daemons, ignore SIGTERM and SIGINT (the trainer decides when to stop), and end when it closes or dies.
+    The workers are daemons, ignore SIGTERM and SIGINT (the trainer decides when to stop), and end with the trainer.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Foreground masks for datasets whose segmentations are labels: computed from the image, cached beside it.
 
-A dataset made by ``nnunet_ssl import`` carries its mask as the label (``ssl_foreground`` in dataset.json). Pretraining on
-any other dataset must not look at labels; there the mask of a case is made once from its preprocessed image and kept as
+A dataset made by ``nnunet_ssl import`` carries its mask as the label (``ssl_foreground`` in dataset.json). Pretraining
+on any other dataset must not look at labels; there the mask of a case is made once from its preprocessed image, kept as
 ``<case>_ssl_foreground.npy`` (preprocessing anew deletes the folder and with it the masks).
 """
 
@@ -23,7 +23,7 @@ SUFFIX = "_ssl_foreground.npy"
 
 @dataclass(frozen=True)
 class ForegroundMasks:
-    """Callable (folder, case) -> path of the case's mask, made where it is missing. Safe to call in several processes."""
+    """Callable (folder, case) -> path of the case's mask, made where it is missing; by several processes if need be."""
 
     is_ct: Sequence[bool]  # one a channel
     mean: Sequence[float]  # HU = normalised * std + mean, for the CT channels
@@ -69,6 +69,6 @@ def mask_maker(plans_manager: Any, configuration_manager: Any, dataset_json: dic
 
 
 def _whole_image(folder: str, case: str) -> NDArray[np.float32]:
-    from nnunet_ssl.nnunet.loader import open_b2nd
+    from nnunet_ssl.nnunet.b2nd import open_b2nd
 
     return np.asarray(open_b2nd(Path(folder) / f"{case}.b2nd")[:], dtype=np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from nnunet_ssl.nnunet.masks import CT_SCHEME, mask_maker
 from nnunet_ssl.nnunet.network import pyramid_strides
 from nnunet_ssl.nnunet.recipe import parse, ssl_block, to_block
 from nnunet_ssl.views import box_size
+
+
+def require_folders() -> None:
+    """Raise UserError where nnU-Net's environment variables are missing."""
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        if not os.environ.get(variable):
+            raise UserError(f"The environment variable {variable} is not set. Set it, as for every nnU-Net training.")
 
 
 def checked_recipe(plans_manager: Any, configuration: str, recipe_class: type) -> Any:
@@ -85,7 +93,7 @@ def split(trainer: Any, stock_split: Callable[[], tuple[list[str], list[str]]]) 
     try:
         training, validation = stock_split()
     except ValueError as error:
-        raise UserError(f"Fold {trainer.fold} cannot be made ({error}). Use fold all to pretrain on every case.") from None
+        raise UserError(f"Fold {trainer.fold} cannot be made ({error}). Use fold all.") from None
     if not training or not validation:
         raise UserError(f"Fold {trainer.fold} has no {'validation' if training else 'training'} cases; use fold all.")
     return sorted(training), sorted(validation)
@@ -150,12 +158,12 @@ def announcement(trainer: Any) -> list[str]:
         'The plan has no "ssl" block: all settings are defaults.',
         f"{len(training)} volumes to pretrain on, {len(validation)} held back for retrieval@1.",
         f"Intensities: {', '.join('HU' if unit.kind == 'hu' else 'z-score' for unit in units)} by channel.",
-        f"checkpoint_latest.pth every {trainer.save_every} epochs: what a kill can cost. SIGTERM and Ctrl-C lose nothing.",
+        f"checkpoint_latest.pth every {trainer.save_every} epochs: what a kill can cost. SIGTERM, Ctrl-C lose nothing.",
     ]  # fmt: skip
     if set(training) & set(validation):
         lines.append("Only one volume: retrieval@1 is measured on fresh pairs of the volume that is trained on.")
     if hu_without_ct(trainer.recipe, units):
         lines.append('WARNING: ssl.intensity is "hu", but not all channels are CT; those get the z-score equivalents.')
     if not trainer.dataset_json.get("ssl_foreground", False):
-        lines.append("Foreground masks are computed from the images (no ssl_foreground in dataset.json); no label is read.")
+        lines.append("No ssl_foreground in dataset.json: foreground masks are computed from images, no label is read.")
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from dataclasses import fields
 from os.path import join
 from pathlib import Path
@@ -17,13 +17,13 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ssl.nnunet import checkpoints, closing, devices, preparing, progress
+from nnunet_ssl.nnunet import checkpoints, closing, devices, epochs, preparing
 from nnunet_ssl.nnunet.loader import PairLoader
 from nnunet_ssl.nnunet.network import PretrainNetwork, build_backbone
 from nnunet_ssl.nnunet.optimisation import Schedule, build_optimizer
 from nnunet_ssl.nnunet.recipe import parse, ssl_block
 from nnunet_ssl.nnunet.stopping import StopRequest, show_user_errors_plainly
-from nnunet_ssl.nnunet.watching import Metrics, average, gather_objects, measure, smoothed
+from nnunet_ssl.nnunet.watching import Metrics, average, gather_objects, measure
 from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.step import step
 from nnunet_ssl.views import assemble
@@ -51,6 +51,7 @@ class PretrainTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         show_user_errors_plainly()
+        preparing.require_folders()
         # Before the stock constructor makes folders: a plan that cannot be used leaves nothing behind.
         self.recipe = preparing.checked_recipe(PlansManager(plans), configuration, self.recipe_class)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -61,6 +62,7 @@ class PretrainTrainer(nnUNetTrainer):
         self.iteration_in_epoch = 0
         self.epoch_outputs: list[Metrics] = []
         self.seconds_before = 0.0
+        self.plotted_at = -math.inf
         self.enhance = preparing.enhancer(self)
         self.probe: Any = None
 
@@ -73,8 +75,8 @@ class PretrainTrainer(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         recipe = parse(ssl_block(configuration_manager), Recipe)
-        backbone = build_backbone(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
-        return PretrainNetwork(backbone, recipe)
+        channels = (num_input_channels, num_output_channels)
+        return PretrainNetwork(build_backbone(configuration_manager, *channels, enable_deep_supervision), recipe)
 
     def initialize(self) -> None:
         """As stock, but seeded, on the local device, and able to run without CUDA in several processes."""
@@ -147,10 +149,11 @@ class PretrainTrainer(nnUNetTrainer):
     # steps
 
     def forward_step(self, batch: Any, stream: int, iteration: int) -> tuple[torch.Tensor, Metrics, Any, Any]:
-        """A batch of the loader -> loss, its terms, embeddings, ViewPair; random numbers by (stream, iteration) alone."""
+        """A batch of the loader -> loss, its terms, embeddings, ViewPair."""
         generator = devices.seeded(self.device, self.recipe.seed, stream, iteration, self.local_rank)
-        pairs = batch.to(self.device, non_blocking=True)
-        pair = assemble(pairs, self.configuration_manager.patch_size, self.recipe, lambda views: self.enhance(views, generator))
+        boxes = batch.to(self.device, non_blocking=True)
+        patch = self.configuration_manager.patch_size
+        pair = assemble(boxes, patch, self.recipe, lambda views: self.enhance(views, generator))
         with devices.autocast(self.device, self.autocast_dtype):
             loss, terms, embeddings = step(self.network, pair, self.recipe)
         return loss, {f"term_{key}": float(value) for key, value in terms.items()}, embeddings, pair
@@ -193,78 +196,13 @@ class PretrainTrainer(nnUNetTrainer):
             try:
                 self.on_train_start()
                 while self.current_epoch < self.num_epochs:
-                    self.run_epoch(stop)
+                    epochs.run(self, stop)
                 self.on_train_end()
             finally:
                 self.close_loaders()
             if stop.signum is not None:
-                self.print_to_log_file("Asked to stop: the report is left out. Write it with the same command and --val.")
+                self.print_to_log_file("Asked to stop: no report. Write it with the same command and --val.")
                 raise SystemExit(stop.exit_code)
-
-    def run_epoch(self, stop: StopRequest) -> None:
-        """The rest of the current epoch, from ``iteration_in_epoch`` on."""
-        began = time.monotonic() - self.seconds_before
-        self.network.train()
-        while self.iteration_in_epoch < self.num_iterations_per_epoch:
-            output = self.train_step(next(self.dataloader_train))
-            self.iteration_in_epoch += 1
-            self.epoch_outputs.append(output)
-            if devices.any_process(stop.signum is not None, self.device):
-                self.stop_here(stop, time.monotonic() - began)
-        self.finish_epoch(time.monotonic() - began)
-        if devices.any_process(stop.signum is not None, self.device) and self.current_epoch < self.num_epochs:
-            self.stop_here(stop, 0.0)
-
-    def stop_here(self, stop: StopRequest, seconds: float) -> None:
-        """Save everything that ``--c`` needs to go on at the next iteration, and end the process."""
-        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"), seconds)
-        self.print_to_log_file(
-            f"{stop.name or 'Another process'} asked to stop: epoch {self.current_epoch} is saved after iteration "
-            f"{self.iteration_in_epoch} of {self.num_iterations_per_epoch}. Continue with the same command and --c."
-        )
-        raise SystemExit(stop.exit_code)
-
-    def finish_epoch(self, seconds: float) -> None:
-        """Validate, log, save. The running state is that of a new epoch before anything is written."""
-        metrics = average(gather_objects(average(self.epoch_outputs)))
-        began = time.monotonic()
-        metrics.update(self.validate())
-        retrieval = metrics.get("retrieval_at_1")
-        before = self.logger.local_logger.my_fantastic_logging.get("ema_retrieval_at_1", [None])[-1]
-        metrics["ema_retrieval_at_1"] = smoothed(before, retrieval)
-        metrics["probe_dice"] = self._measure_probe()
-        lr = self.optimizer.param_groups[0]["lr"]
-        seconds += time.monotonic() - began
-        progress.record(self.logger, {"epoch": self.current_epoch, **metrics, "lr": float(lr), "seconds": seconds},
-                        self.current_epoch)  # fmt: skip
-        self.epoch_outputs, self.seconds_before, self.iteration_in_epoch = [], 0.0, 0
-        self.current_epoch += 1
-        self.on_epoch_end()
-
-    def _measure_probe(self) -> float | None:
-        last = self.current_epoch == self.num_epochs - 1
-        if self.probe is None or ((self.current_epoch + 1) % int(self.recipe.probe.get("every", 10)) and not last):
-            return None
-        dice = float(self.probe.measure(self.bare_network())["dice"]) if self.local_rank == 0 else None
-        self.network.train()
-        return gather_objects(dice)[0]
-
-    def on_epoch_end(self) -> None:
-        """Show and save; ``current_epoch`` already counts the finished epoch."""
-        rows = progress.history(self.logger)
-        self.print_to_log_file(f"Epoch {self.current_epoch - 1}: {progress.epoch_line(rows[-1])}")
-        warning = progress.collapse_warning(rows[-1], self.recipe.min_effective_rank)
-        if warning:
-            self.print_to_log_file(warning)
-        ema = rows[-1]["ema_retrieval_at_1"]
-        if ema is not None and (self._best_ema is None or ema > self._best_ema):
-            self._best_ema = ema
-            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
-        if self.current_epoch % self.save_every == 0 and self.current_epoch < self.num_epochs:
-            self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
-        if self.local_rank == 0:
-            progress.write_metrics(self.output_folder, rows)
-            progress.plot(self.output_folder, rows)
 
     def on_train_end(self) -> None:
         self.save_checkpoint(join(self.output_folder, "checkpoint_final.pth"))
@@ -273,7 +211,7 @@ class PretrainTrainer(nnUNetTrainer):
         self.print_to_log_file("Training done.")
 
     def save_checkpoint(self, filename: str, seconds: float = 0.0) -> None:
-        """Write a checkpoint as stock lays it out, plus ``ssl`` and the running epoch; ``seconds`` spent in that one."""
+        """Write a checkpoint as stock lays it out, plus ``ssl`` and the running epoch (``seconds`` old)."""
         outputs = gather_objects(self.epoch_outputs)
         if self.local_rank != 0:
             return

@@ -12,10 +12,11 @@ from nnunet_ssl.nnunet.files import replacing, write_text
 
 Metrics = dict[str, Any]
 
+RETRIEVAL = ["retrieval_at_1", "ema_retrieval_at_1", "retrieval_at_1_raw", "retrieval_chance"]
 PANELS: list[tuple[str, list[str], bool]] = [
     ("loss", ["train_loss", "val_loss"], False),
     ("loss terms", [], False),  # filled with what the criterion reports
-    ("same-voxel retrieval@1", ["retrieval_at_1", "ema_retrieval_at_1", "retrieval_at_1_raw", "retrieval_chance"], False),
+    ("same-voxel retrieval@1", RETRIEVAL, False),
     ("alignment (0: views agree) and uniformity (lower: spread)", ["alignment", "uniformity"], False),
     ("effective rank", ["effective_rank", "effective_rank_raw"], True),
     ("standard deviation per level (0 finest)", ["level_std"], True),
@@ -66,7 +67,8 @@ def epoch_line(metrics: Metrics) -> str:
     parts = [
         f"train_loss {_number(metrics.get('train_loss'))}",
         f"val_loss {_number(metrics.get('val_loss'))}",
-        f"retrieval@1 {_number(metrics.get('retrieval_at_1'), 3)} (chance {_number(metrics.get('retrieval_chance'), 4)})",
+        f"retrieval@1 {_number(metrics.get('retrieval_at_1'), 3)}",
+        f"chance {_number(metrics.get('retrieval_chance'), 4)}",
         f"rank {_number(metrics.get('effective_rank'), 1)}",
     ]
     if metrics.get("probe_dice") is not None:
@@ -86,8 +88,7 @@ def collapse_warning(metrics: Metrics, bound: float) -> str | None:
         return None
     return (
         f"WARNING: the effective rank of the embeddings is {rank:.2f}, under ssl.min_effective_rank = {bound:g}: they "
-        "may be collapsing. If it stays so, try a lower initial_lr, a warm-up, stronger intensity augmentation, or more "
-        "voxels_per_pair."
+        "may be collapsing. If it stays so, try a lower initial_lr, a warm-up, or more voxels_per_pair."
     )
 
 
