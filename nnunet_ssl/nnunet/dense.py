@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nnunet_ssl.nnunet.network import pyramid_levels
 from nnunet_ssl.nnunet.windows import LevelsOf, Window, lift, read_window, windows
 from nnunet_ssl.pyramid import gather, upsample_nearest
 
@@ -24,6 +25,14 @@ def pick_levels(channels: Sequence[int], levels: Sequence[int] | None) -> list[i
     if wrong or not chosen:
         raise ValueError(f"levels {wrong or chosen} asked for; the pyramid has 0 (finest) to {len(channels) - 1}")
     return chosen
+
+
+def levels_reader(network: nn.Module) -> LevelsOf:
+    """The function of a network that gives its levels, uncompiled: a compiled one is bound to the training's shapes."""
+    method = getattr(type(network), "levels", None)
+    if method is None:
+        return lambda x: pyramid_levels(network, x)
+    return lambda x: list(method(network, x))
 
 
 @torch.no_grad()

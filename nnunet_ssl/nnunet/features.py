@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.dense import dense_features, pick_levels
+from nnunet_ssl.nnunet.dense import dense_features, levels_reader, pick_levels
 from nnunet_ssl.nnunet.files import replacing, write_json
-from nnunet_ssl.nnunet.network import build_backbone, pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.network import build_backbone, pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.pca import fit_components
 from nnunet_ssl.nnunet.weights import Pretrained, read_checkpoint, transfer
 
@@ -177,7 +177,7 @@ def write_features(
     data, properties, reader = preprocess(frozen, images)
     _check_memory(sum(channels[i] for i in chosen), data.shape[1:], fp16)
     features = dense_features(
-        lambda x: pyramid_levels(frozen.network, x), strides, data, frozen.configuration.patch_size, levels=chosen,
+        levels_reader(frozen.network), strides, data, frozen.configuration.patch_size, levels=chosen,
         dtype=torch.float16 if fp16 else torch.float32, step=step, stitch=stitch, device=device,
     )  # fmt: skip
     grid = grid_of(images[0], reader, properties, frozen.plans, data.shape[1:])

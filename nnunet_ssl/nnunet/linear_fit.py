@@ -151,17 +151,20 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, w
                balance: float = 0.75, l2: float = 1e-5, max_iter: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression by LBFGS -> W (K, C) float32, b (K) float32, for features as they are.
 
-    features (n, C); labels (n,) int64 in 0..K-1, or (n, K) of 0 and 1 for regions (then K independent sigmoids, and
-    `balance` does not apply); weights (n,), the voxels that each row stands for (default 1). Minimises the weighted
-    mean cross-entropy + l2 / 2 |W|^2 with W acting on standardised channels; the standardisation is folded in.
+    features (n, C); labels (n,) int64 in 0..K-1, or (n, K) of 0 and 1 for regions (then K independent sigmoids, each
+    weighted as a problem of two classes); weights (n,), the voxels that each row stands for (default 1). Minimises the
+    weighted mean cross-entropy + l2 / 2 |W|^2 with W acting on standardised channels; the standardisation is folded in.
     balance: class c weighs N_c ** balance, see `class_weights`. Raises ValueError for features that are not finite.
     """
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features hold values that are not finite")
     features, regions = features.float(), labels.dim() == 2
     weights = torch.ones(len(features), device=features.device) if weights is None else weights.to(features.device)
-    rows = (weights.double() / weights.double().sum() if regions
-            else class_weights(labels, weights, num_classes, balance))
+    if regions:
+        columns = [class_weights(column, weights, 2, balance) for column in labels.long().T]
+        rows = torch.stack(columns, 1)  # (n, K)
+    else:
+        rows = class_weights(labels, weights, num_classes, balance)
     mean = features.mean(0, dtype=torch.float64)
     std = features.var(0, unbiased=False).double().sqrt()
     # A channel that does not vary says nothing; dividing by its rounding noise would make it speak.
@@ -176,7 +179,7 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, w
         optimizer.zero_grad()
         logits = functional.linear(x, weight.float()).double() + bias  # (n, K); products in float32, sums in float64
         if regions:
-            rowwise = functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").sum(1)
+            rowwise = functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
         else:
             rowwise = functional.cross_entropy(logits, labels, reduction="none")
         loss = (rows * rowwise).sum() + 0.5 * l2 * weight.square().sum()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.heads import LinearHead
-from nnunet_ssl.nnunet.dense import dense_map
+from nnunet_ssl.nnunet.dense import dense_map, levels_reader
 from nnunet_ssl.nnunet.linear_fit import collect_voxels, fit_linear, to_head
-from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.probe_data import ProbeSettings, open_folder, preprocessed, split
 
 
@@ -38,7 +38,7 @@ class OnlineProbe:
     def measure(self, network: nn.Module) -> dict[str, Any]:
         """Fit and measure: {"dice": mean over classes, "per_class": [...], "cases": n fitted, "held_out": n measured}.
 
-        A class that a held-out case neither has nor is given does not count; None where no class counts.
+        A class that a held-out case neither has nor is given does not count; NaN where none counts.
         """
         network = _bare(network)
         training = network.training
@@ -49,17 +49,16 @@ class OnlineProbe:
         finally:
             network.train(training)
         counted = ~np.isnan(dice)
-        per_class = [float(dice[counted[:, c], c].mean()) if counted[:, c].any() else None
-                     for c in range(dice.shape[1])]  # fmt: skip
-        present = [value for value in per_class if value is not None]
-        return {"dice": float(np.mean(present)) if present else None, "per_class": per_class,
+        per_class = np.where(counted, dice, 0).sum(0) / np.where(counted.any(0), counted.sum(0), np.nan)
+        present = per_class[~np.isnan(per_class)]
+        return {"dice": float(present.mean()) if len(present) else float("nan"), "per_class": per_class.tolist(),
                 "cases": len(self.train), "held_out": len(self.held_out)}  # fmt: skip
 
     def _fit(self, network: nn.Module) -> LinearHead:
         s = self.settings
         strides, channels = pyramid_strides(network), pyramid_channels(network)
         sample = collect_voxels(
-            lambda x: pyramid_levels(network, x), strides, (self._case(case) for case in self.train), self.patch_size,
+            levels_reader(network), strides, (self._case(case) for case in self.train), self.patch_size,
             self.num_classes, np.random.default_rng(s.seed), num_cases=len(self.train), per_class=s.per_class,
             background=s.background, step=s.step, max_windows=s.max_windows, ignore_label=self.ignore_label,
             device=self.device,
@@ -84,10 +83,10 @@ class OnlineProbe:
 def predict_labels(network: nn.Module, head: LinearHead, image: Any, patch_size: Sequence[int], step: float,
                    device: torch.device | str) -> np.ndarray:  # fmt: skip
     """Labels (z, y, x) of `image` (C, z, y, x) by a linear head on the pyramid, each voxel from its own window."""
-    flat = len(patch_size) == 2
+    flat, levels_of = len(patch_size) == 2, levels_reader(network)
 
     def labels_of(x: Tensor) -> Tensor:
-        logits = head([level.float() for level in pyramid_levels(network, x.squeeze(2) if flat else x)])
+        logits = head([level.float() for level in levels_of(x.squeeze(2) if flat else x)])
         labels = logits.argmax(1, keepdim=True)
         return labels.unsqueeze(2) if flat else labels
 

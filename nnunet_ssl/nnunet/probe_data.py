@@ -74,10 +74,11 @@ def preprocessed(settings: ProbeSettings, trainer: Any) -> tuple[Path, Any, Any]
         raise UserError(f"ssl.probe: there is no dataset {settings.dataset} in nnU-Net's folders.") from error
     folder = Path(str(nnUNet_preprocessed)) / name
     source = trainer.plans_manager.dataset_name
+    wanted = settings.configuration or trainer.configuration_name
     advice = ("Preprocess it as the pretraining data were: "
-              f"`nnUNetv2_move_plans_between_datasets -s {source} -t {name} -sp {trainer.plans_manager.plans_name} "
-              f"-tp {plans_name}`, then `nnUNetv2_preprocess -d {name} -plans_name {plans_name} -c {settings.configuration or trainer.configuration_name}`; or name the plans "
-              "that fit in ssl.probe.plans.")  # fmt: skip
+              f"`nnUNetv2_move_plans_between_datasets -s {source} -t {name} "
+              f"-sp {trainer.plans_manager.plans_name} -tp {plans_name}`, then `nnUNetv2_preprocess -d {name} "
+              f"-plans_name {plans_name} -c {wanted}`; or name the plans that fit in ssl.probe.plans.")  # fmt: skip
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
         raise UserError(f"ssl.probe: {plans_file} is missing. {advice}")
