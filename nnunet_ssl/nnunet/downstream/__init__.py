@@ -1,0 +1,1 @@
+"""Downstream trainings: probing and fine-tuning a pretrained network inside stock nnU-Net."""

@@ -16,19 +16,27 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class DownstreamRecipe:
-    """Every field of a downstream ``ssl`` block, with its default. ``None`` means the trainer's own value.
+    """Every field of a downstream ``ssl`` block, with its default. ``None``: the protocol's own value (settings.py).
 
-    pretrained: what ``nnunet_ssl adapt`` writes (at least ``path``; ``sha256`` is checked where present), None for
-        ``-pretrained_weights``. protocol: ``default`` keeps nnU-Net's losses and augmentations; ``vox2vec`` is the
-        paper's evaluation (sigmoid per class, BCE inside the body + squared soft Dice, no augmentation; Goncharov et
-        al. 2023). head: ``stock`` (nnU-Net's segmentation layers, deep supervision) or ``linear`` (the paper's linear
-        head on the pyramid), read by the fine-tune, frozen and scratch trainers. head_init: ``random`` or ``probe`` (a
-        linear fit on the training cases' frozen features before the first step). freeze_fraction, ramp_fraction:
-        shares of all steps in which only the head learns, and in which the backbone's rate rises to
-        ``backbone_lr_factor`` times the head's (fine-tune only). mirror_axes: spatial axes mirrored in training and at
-        test time (0 is the first axis of the patch). labelled: ``{"n": N, "draw": k}`` trains on N of the fold's
-        training cases. min_transferred: smallest share of the backbone's parameters that must come from the
-        checkpoint. seed: None leaves the random generators alone, as nnU-Net does. The other names are nnU-Net's.
+    pretrained        what ``nnunet_ssl adapt`` writes: ``path``, ``sha256`` (checked), ...; None: -pretrained_weights
+    protocol          ``default`` keeps nnU-Net's losses and augmentations; ``vox2vec`` is the paper's evaluation
+                      (Goncharov et al. 2023: sigmoid a class, BCE inside the body + squared soft Dice, no
+                      augmentation), always with a head on the pyramid
+    head              ``stock`` (nnU-Net's segmentation layers, deep supervision) or ``linear`` (the paper's linear head
+                      on the pyramid), for the frozen, fine-tune and scratch trainers; a probe has its own
+    head_init         ``random``, or ``probe``: first a linear fit on the training cases' frozen features
+    initial_lr, weight_decay, optimizer, schedule, oversample_foreground_percent
+                      apply to every trainer that reads the configuration
+    freeze_fraction, ramp_fraction, backbone_lr_factor
+                      fine-tune only: share of all steps in which only the head learns; share in which the backbone's
+                      rate rises from a tenth of its value; its value, as a multiple of the head's
+    standardise       probes only: frozen channels are standardised by the training cases' moments
+    mirror_axes       spatial axes (0: first axis of the patch) mirrored in training and at test time; None: nnU-Net's
+    labelled          ``{"n": N, "draw": k}``: train on N of the fold's training cases; nested over N
+    min_transferred   smallest share of the backbone's parameters that must come from the checkpoint
+    seed              None leaves the random generators alone, as nnU-Net does
+    regions           written by the trainer into its copy of the plan where the labels are regions: leave it alone
+    The other names are nnU-Net's.
     """
 
     pretrained: dict[str, Any] | None = None
@@ -43,15 +51,16 @@ class DownstreamRecipe:
     weight_decay: float | None = None
     optimizer: str | None = None
     schedule: str | None = None
-    backbone_lr_factor: float = 0.1
-    freeze_fraction: float = 0.1
-    ramp_fraction: float = 0.05
+    backbone_lr_factor: float | None = None
+    freeze_fraction: float | None = None
+    ramp_fraction: float | None = None
     oversample_foreground_percent: float | None = None
-    standardise: bool = True
+    standardise: bool | None = None
     mirror_axes: list[int] | None = None
     labelled: dict[str, int] | None = None
-    min_transferred: float = 0.5
+    min_transferred: float = 0.9
     seed: int | None = None
+    regions: bool = False
 
     def validate(self) -> None:
         """Raise ValueError with the field's name, what was found and what is allowed."""
@@ -63,16 +72,19 @@ class DownstreamRecipe:
         for name in ("freeze_fraction", "ramp_fraction", "min_transferred", "oversample_foreground_percent"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= 1, name, value, "a number from 0 to 1")
-        _check(self.freeze_fraction + self.ramp_fraction <= 1, "ramp_fraction", self.ramp_fraction,
+        _check((self.freeze_fraction or 0) + (self.ramp_fraction or 0) <= 1, "ramp_fraction", self.ramp_fraction,
                "at most 1 - freeze_fraction")
         _check(self.initial_lr is None or self.initial_lr > 0, "initial_lr", self.initial_lr, "a number above 0")
         _check(self.weight_decay is None or self.weight_decay >= 0, "weight_decay", self.weight_decay,
                "a number from 0 up")
-        _check(self.backbone_lr_factor >= 0, "backbone_lr_factor", self.backbone_lr_factor, "a number from 0 up")
+        factor = self.backbone_lr_factor
+        _check(factor is None or factor >= 0, "backbone_lr_factor", factor, "a number from 0 up")
         self._validate_blocks()
 
     def _validate_blocks(self) -> None:
         axes = self.mirror_axes
+        _check(not (self.protocol == "vox2vec" and axes), "mirror_axes", axes,
+               "null or [] with protocol vox2vec, which has no augmentation")
         _check(axes is None or (all(isinstance(a, int) and 0 <= a <= 2 for a in axes) and len(set(axes)) == len(axes)),
                "mirror_axes", axes, "a list of different axes out of 0, 1, 2 (an empty list: no mirroring)")
         chosen = self.labelled

@@ -1,0 +1,5 @@
+"""Everything learns: first the head alone, then the backbone too, at a lower rate that ramps up."""
+
+from nnunet_ssl.nnunet.downstream.protocols import Protocol
+
+PROTOCOL = Protocol("fine-tuning", staged=True)

@@ -1,0 +1,69 @@
+"""A downstream recipe and a protocol -> the settings that hold, with nothing left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.downstream.protocols import Protocol
+from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
+from nnunet_ssl.nnunet.recipe import parse, ssl_block
+
+# Goncharov et al. 2023, published code: Adam 3e-4, half of the patches around a voxel of a class; fine-tuning frozen
+# for 15,000 of 45,000 batches, then (intended) 3e-5 -> 3e-4 over 1,200.
+PAPER: dict[str, Any] = {"initial_lr": 3e-4, "weight_decay": 0.0, "optimizer": "adam", "schedule": "constant",
+                         "oversample_foreground_percent": 0.5, "standardise": False, "backbone_lr_factor": 1.0,
+                         "freeze_fraction": 1 / 3, "ramp_fraction": 1200 / 45000}  # fmt: skip
+STAGES: dict[str, Any] = {"oversample_foreground_percent": 0.33, "backbone_lr_factor": 0.1, "freeze_fraction": 0.1,
+                          "ramp_fraction": 0.05}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds in a downstream training. head: ``stock`` | ``linear`` | ``nonlinear``; sigmoid: the paper's loss.
+
+    The rest are the fields of DownstreamRecipe.
+    """
+
+    head: str
+    sigmoid: bool
+    initial_lr: float
+    weight_decay: float
+    optimizer: str
+    schedule: str
+    oversample_foreground_percent: float
+    standardise: bool
+    backbone_lr_factor: float
+    freeze_fraction: float
+    ramp_fraction: float
+
+
+def read_recipe(configuration_manager: Any) -> DownstreamRecipe:
+    """The recipe in a configuration's ``ssl`` block; defaults where there is none. Raises UserError."""
+    block = ssl_block(configuration_manager)
+    if "objective" in block:
+        raise UserError(
+            f"This configuration's ssl block is that of a pretraining (ssl.objective is {block['objective']!r}), "
+            "expected a downstream one. Make a plan for the labelled dataset with "
+            "`nnunet_ssl adapt -d ID -w CHECKPOINT`."
+        )
+    return parse(block, DownstreamRecipe)
+
+
+def resolve(recipe: DownstreamRecipe, protocol: Protocol) -> Settings:
+    """Fields that the recipe leaves open take the paper's values under protocol vox2vec, else the protocol's own."""
+    paper = recipe.protocol == "vox2vec"
+    head = protocol.head or ("linear" if paper else recipe.head)
+
+    def value(name: str) -> Any:
+        given = getattr(recipe, name)
+        if given is not None:
+            return given
+        if paper:
+            return PAPER[name]
+        return STAGES[name] if name in STAGES else getattr(protocol, name)
+
+    names = [name for name in Settings.__dataclass_fields__ if name not in ("head", "sigmoid", "standardise")]
+    standardise = value("standardise") and len(protocol.frozen) == 2  # the moments must stay what they are
+    return Settings(head=head, sigmoid=paper, standardise=standardise, **{name: value(name) for name in names})
