@@ -9,11 +9,13 @@ import os
 
 def _append(variable="nnUNet_extTrainer"):
     if os.environ.get("NNUNET_SSL_DISCOVERY", "").strip().lower() in ("0", "f", "false", "no", "off"):
-        return
+        return False
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nnunet_ssl", "discovery")
     value = os.environ.get(variable, "")
     if os.path.isdir(folder) and folder not in value.split(os.pathsep):
         os.environ[variable] = value + os.pathsep + folder if value else folder
+        return True
+    return False
 
 
-_append()
+appended = _append()
