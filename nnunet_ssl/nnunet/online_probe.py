@@ -65,7 +65,8 @@ class OnlineProbe:
         )  # fmt: skip
         weight, bias = fit_linear(sample.features.to(self.device), sample.labels.to(self.device), self.num_classes,
                                   sample.weights, balance=s.balance, l2=s.l2, max_iter=s.max_iter)  # fmt: skip
-        head = LinearHead(channels, strides, self.num_classes).to(self.device)
+        with torch.random.fork_rng(devices=[]):  # its random start is overwritten, and must not shift the training's
+            head = LinearHead(channels, strides, self.num_classes).to(self.device)
         to_head(weight, bias, head)
         return head.eval()
 
