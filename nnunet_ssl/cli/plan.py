@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.resources import files
 
 NAME = "plan"
 HELP = "Plan (and preprocess) a dataset for pretraining."
@@ -22,7 +23,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="NAME", help="put the changes into a new configuration NAME beside the others of the plan"
     )
-    parser.add_argument("--inherits-from", metavar="NAME", help="with --config: what it inherits from (default: 3d_fullres)")
+    parser.add_argument("--inherits-from", metavar="NAME", help="with --config: its parent (default: 3d_fullres)")
     parser.add_argument("--preprocess", action="store_true", help="run nnU-Net's preprocessing afterwards")
     parser.add_argument("-c", dest="configurations", nargs="+", metavar="NAME", help="with --preprocess: only these")
 
@@ -32,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name of the dataset with the images")
     parser.add_argument("--preset", default="vox2vec", help="vox2vec (default), nnunet, portable or tiny")
     parser.add_argument("--like", metavar="ID", help="instead of a preset: the plan of this labelled dataset")
-    parser.add_argument("--like-plans", default="nnUNetPlans", metavar="NAME", help="which plan of it (default nnUNetPlans)")
+    parser.add_argument("--like-plans", default="nnUNetPlans", metavar="NAME", help="its plan (default nnUNetPlans)")
     parser.add_argument("--planner", help="nnU-Net's planner: ExperimentPlanner, nnUNetPlannerResEncM, ...L or ...XL")
-    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="what a training step may take; default: not limited")
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="what a training step may take (default: any)")
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan, print, preprocess if asked to, and say what comes next."""
+    from nnunet_ssl.nnunet.planners import resolved
     from nnunet_ssl.nnunet.planning import PlanRequest, describe, make_plan
-    from nnunet_ssl.nnunet.preprocessing import preprocess
-    from nnunet_ssl.nnunet.settings import recipe_class
+    from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
 
     request = PlanRequest(
         args.dataset, args.preset, args.like, args.like_plans, args.planner, args.name, args.gpu_memory,
@@ -63,13 +64,18 @@ def run(args: argparse.Namespace) -> int:
             print(f"note: {note}")
         first = wanted[0]
     plans_name = planned.plans["plans_name"]
-    block = planned.plans["configurations"][first]["ssl"]
-    trainer = recipe_class(block).__module__.rsplit(".", 1)[-1].capitalize() + "PretrainTrainer"
+    trainer = pretrain_trainer(resolved(planned.plans, first)["ssl"]["objective"])
     print("\nNext:")
-    if not args.preprocess:
+    if not is_preprocessed(planned.dataset, resolved(planned.plans, first)["data_identifier"]):
         print(f"  nnUNetv2_preprocess -d {planned.dataset.id} -plans_name {plans_name} -c {first}")
     print(f"  nnUNetv2_train {planned.dataset.id} {first} all -tr {trainer} -p {plans_name}{device_option()}")
     return 0
+
+
+def pretrain_trainer(objective: str) -> str:
+    """The trainer of an objective: the file of ``nnunet_ssl.trainers`` that is called <objective>PretrainTrainer."""
+    names = [path.name[:-3] for path in files("nnunet_ssl.trainers").iterdir() if path.name.endswith(".py")]
+    return next(name for name in names if name.lower() == f"{objective}pretraintrainer")
 
 
 def device_option() -> str:

@@ -22,8 +22,8 @@ OPTIMISER_BYTES = 16  # a parameter: itself, its gradient, two moments of Adam, 
 class NetworkCost:
     """Of one network at one patch size.
 
-    ``saved``: values that a patch keeps for the backward pass; ``largest``: of these the biggest map; ``channels``: of the
-    pyramid's levels, finest first.
+    ``saved``: values that a patch keeps for the backward pass; ``largest``: the biggest map of these; ``channels``:
+    of the pyramid's levels, finest first.
     """
 
     parameters: int

@@ -40,8 +40,8 @@ def is_preprocessed(dataset: RawDataset, identifier: str) -> bool:
 def share_data(dataset: RawDataset, plans: dict[str, Any]) -> list[str]:
     """Let configurations use data that another plan has preprocessed in the same way; returns notes.
 
-    A dataset that was imported again under the same number has to be preprocessed by hand: nothing is compared but plans
-    and names of cases.
+    Only plans and names of cases are compared: a dataset that was imported again under the same number has to be
+    preprocessed by hand.
     """
     others = []
     for path in sorted(dataset.folder.glob("*.json")):
@@ -53,24 +53,30 @@ def share_data(dataset: RawDataset, plans: dict[str, Any]) -> list[str]:
     for name, configuration in plans["configurations"].items():
         if "data_identifier" not in configuration:
             continue
-        found = _same_data(dataset, others, data_facts(plans, name))
-        if found:
-            configuration["data_identifier"] = found
+        found, taken = _same_data(dataset, others, data_facts(plans, name))
+        if found and found != configuration["data_identifier"]:
             notes.append(f"{name}: uses {found}, which is already preprocessed in the same way")
+        identifier, number = configuration["data_identifier"], 2
+        while not found and identifier in taken:  # another plan's images must not be overwritten by different ones
+            identifier, number = f"{plans['plans_name']}_{name}_{number}", number + 1
+        configuration["data_identifier"] = found or identifier
     return notes
 
 
-def _same_data(dataset: RawDataset, others: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str | None:
+def _same_data(
+    dataset: RawDataset, others: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> tuple[str | None, set[str]]:
+    """(the folder that holds the same images, the folders that plans with other images use)."""
+    same, taken = set(), set()
     for other in others:
         for name in other["configurations"]:
             try:
-                same = data_facts(other, name) == facts
                 identifier = str(resolved(other, name)["data_identifier"])
-            except (KeyError, TypeError, ValueError, RuntimeError):
+                (same if data_facts(other, name) == facts else taken).add(identifier)
+            except (KeyError, TypeError, ValueError, RuntimeError, UserError):
                 continue  # an older or a foreign format
-            if same and is_preprocessed(dataset, identifier):
-                return identifier
-    return None
+    ready = sorted(identifier for identifier in same if is_preprocessed(dataset, identifier))
+    return (ready[0] if ready else None), taken
 
 
 def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from nnunet_ssl.nnunet.memory import total_stride
 
 # the largest part of an image's axis that a patch takes: two crops of one image must be able to differ
 PATCH_OF_IMAGE = 0.75
+MOST_PAIRS = 16  # where nnU-Net's planner chose the batch: small 2d patches would come by the hundred
 
 
 def preset_names() -> list[str]:
@@ -105,13 +106,14 @@ def _apply_to_configuration(configuration: dict[str, Any], preset: Mapping[str, 
 
 
 def limit_patches(plans: dict[str, Any]) -> list[str]:
-    """Limit the patch of every configuration that has an ``ssl`` block (:func:`limit_patch`); returns notes."""
+    """Limit patch (:func:`limit_patch`) and pairs of every configuration that has an ``ssl`` block; returns notes."""
     notes = []
     for name, configuration in plans["configurations"].items():
         if "ssl" not in configuration:
             continue
         before, stride = list(configuration["patch_size"]), total_stride(configuration["architecture"])
         median = configuration["median_image_size_in_voxels"]
+        configuration["batch_size"] = min(configuration["batch_size"], MOST_PAIRS)
         configuration["patch_size"] = limit_patch(before, median, stride)
         shown = [round(v) for v in median]
         if configuration["patch_size"] != before:

@@ -29,7 +29,7 @@ class Pretrained:
 
     ``weights``: name -> tensor, names as in an nnU-Net network (``encoder.*``, ``decoder.*``), kernel axes z, y, x.
     ``ssl``: the block of a checkpoint of ours, else None. ``sha256``: of the file. ``trainer_name``: who wrote it.
-    ``plans``, ``configuration``: those it was trained with, where the file knows them.
+    ``plans``, ``configuration``, ``dataset_json``: those it was trained with, where the file knows them.
     """
 
     weights: dict[str, Tensor]
@@ -39,6 +39,7 @@ class Pretrained:
     path: str = ""
     plans: dict[str, Any] | None = None
     configuration: str | None = None
+    dataset_json: dict[str, Any] | None = None
     published: bool = False
 
     @property
@@ -154,6 +155,7 @@ def read_checkpoint(path: str | Path) -> Pretrained:
             path=str(path),
             plans=source.get("plans") or arguments.get("plans"),
             configuration=source.get("configuration") or arguments.get("configuration"),
+            dataset_json=source.get("dataset_json") or arguments.get("dataset_json"),
         )
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     weights = from_published(state) if _is_state_dict(state) else None
