@@ -148,7 +148,7 @@ def class_weights(labels: torch.Tensor, weights: torch.Tensor, num_classes: int,
 
 
 def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weights: torch.Tensor | None = None, *,
-               balance: float = 0.75, l2: float = 1e-5, max_iter: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+               balance: float = 0.75, l2: float = 1e-4, max_iter: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression by LBFGS -> W (K, C) float32, b (K) float32, for features as they are.
 
     features (n, C); labels (n,) int64 in 0..K-1, or (n, K) of 0 and 1 for regions (then K independent sigmoids, each
