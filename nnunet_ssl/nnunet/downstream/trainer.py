@@ -22,6 +22,7 @@ from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimize
 from nnunet_ssl.nnunet.downstream.settings import read_recipe, resolve
 from nnunet_ssl.nnunet.masks import mask_maker
 from nnunet_ssl.nnunet.recipe import ssl_block
+from nnunet_ssl.nnunet.stopping import show_user_errors_plainly
 
 NAMES = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
 
@@ -37,6 +38,7 @@ class DownstreamTrainer(nnUNetTrainer):
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):  # noqa: B008 (nnU-Net's signature)
+        show_user_errors_plainly()
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
             raise UserError(

@@ -1,0 +1,454 @@
+"""The downstream trainers: what learns, what rests, where the weights come from, what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pkgutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nnunet_ssl.nnunet.downstream.protocols as protocols
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss, split_target
+from nnunet_ssl.nnunet.downstream.protocols import Protocol
+from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
+from nnunet_ssl.nnunet.downstream.sampling import choose_cases
+from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimizer
+from nnunet_ssl.nnunet.downstream.settings import resolve
+from nnunet_ssl.nnunet.recipe import parse
+from tests.downstream_tools import (
+    SHORT,
+    TRAINERS,
+    make_trainer,
+    plans_path,
+    pretrained_file,
+    relabel,
+    same,
+    states,
+)
+from tests.oracles.evaluation_loss import evaluation_loss
+from tests.tiny_dataset import tiny_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    return enter(tiny_dataset(tmp_path, labelled=True), monkeypatch)
+
+
+def enter(dataset, monkeypatch):
+    for key, value in dataset.env.items():
+        monkeypatch.setenv(key, value)
+    return dataset
+
+
+def test_every_trainer_file_holds_its_trainer():
+    found = {module.name for module in pkgutil.iter_modules(protocols.__path__)}
+    used = set()
+    for name in TRAINERS:
+        cls = getattr(importlib.import_module(f"nnunet_ssl.trainers.{name}"), name)
+        used.add(cls.protocol.name)
+    assert len(TRAINERS) == len(found) == len(used)
+    for module in found:
+        assert importlib.import_module(f"{protocols.__name__}.{module}").PROTOCOL.name in used
+
+
+# ---- recipe
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"haed": "linear"}, ["haed", "head"]),
+        ({"head": "big"}, ["head", "linear"]),
+        ({"labelled": {"n": 2}}, ["labelled", "draw"]),
+        ({"labelled": {"n": 0, "draw": 0}}, ["labelled"]),
+        ({"mirror_axes": [3]}, ["mirror_axes"]),
+        ({"mirror_axes": [1], "protocol": "vox2vec"}, ["mirror_axes", "vox2vec"]),
+        ({"freeze_fraction": 1.5}, ["freeze_fraction"]),
+        ({"freeze_fraction": 0.8, "ramp_fraction": 0.3}, ["ramp_fraction"]),
+        ({"num_epochs": 0}, ["num_epochs"]),
+        ({"initial_lr": 0}, ["initial_lr"]),
+        ({"pretrained": {"sha256": "x"}}, ["pretrained", "path"]),
+    ],
+)
+def test_recipe_refuses(block, words):
+    with pytest.raises(UserError) as error:
+        parse(block, DownstreamRecipe)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_recipe_fills_open_fields_by_protocol():
+    probe = Protocol("probe", head="linear", frozen=("encoder", "decoder"), initial_lr=1e-3, optimizer="adamw",
+                     schedule="cosine", standardise=True)  # fmt: skip
+    settings = resolve(DownstreamRecipe(), probe)
+    assert (settings.head, settings.optimizer, settings.initial_lr) == ("linear", "adamw", 1e-3)
+    assert settings.standardise
+    paper = resolve(DownstreamRecipe(protocol="vox2vec"), Protocol("fine-tuning", staged=True))
+    assert (paper.head, paper.sigmoid, paper.optimizer, paper.schedule) == ("linear", True, "adam", "constant")
+    assert paper.freeze_fraction == pytest.approx(1 / 3) and paper.initial_lr == 3e-4 and not paper.standardise
+    assert resolve(DownstreamRecipe(initial_lr=0.5), probe).initial_lr == 0.5
+    # moments are taken once: they would go stale under a backbone that learns
+    assert not resolve(DownstreamRecipe(standardise=True, head="linear"), Protocol("x")).standardise
+
+
+# ---- choice of cases
+
+
+def test_labelled_cases_are_nested_and_differ_by_draw():
+    cases = [f"case_{i:02d}" for i in range(12)]
+    for draw in range(3):
+        chosen = [choose_cases(cases, {"n": n, "draw": draw}) for n in range(1, 13)]
+        assert all(set(a) < set(b) for a, b in pairwise(chosen))
+        assert chosen[3] == choose_cases(cases[::-1], {"n": 4, "draw": draw})
+    assert len({tuple(choose_cases(cases, {"n": 3, "draw": draw})) for draw in range(5)}) > 1
+    assert choose_cases(cases[::-1], None) == cases
+    with pytest.raises(UserError, match=r"13.*12"):
+        choose_cases(cases, {"n": 13, "draw": 0})
+
+
+# ---- rates
+
+
+def test_rates_follow_nnunet_and_stage_the_backbone():
+    head, backbone = [torch.nn.Parameter(torch.ones(1))], [torch.nn.Parameter(torch.ones(1))]
+    settings = resolve(DownstreamRecipe(), Protocol("x", staged=True))
+    optimizer = build_optimizer(settings, head, backbone)
+    schedule = StagedSchedule(optimizer, settings, num_epochs=10, steps_per_epoch=10, staged=True)
+    assert (schedule.freeze_steps, schedule.ramp_steps) == (10, 5)
+    factors = []
+    for step in range(100):
+        if step % 10 == 0:
+            schedule.step(step // 10)
+        schedule.at(step)
+        lr = {group["role"]: group["lr"] for group in optimizer.param_groups}
+        assert lr["head"] == pytest.approx(1e-2 * (1 - (step // 10) / 10) ** 0.9)
+        factors.append(lr["backbone"] / lr["head"])
+    assert [schedule.head_only(step) for step in (0, 9, 10, 99)] == [True, True, False, False]
+    assert np.all(np.diff(factors[10:15]) > 0) and factors[10] < 0.05
+    assert factors[14:] == pytest.approx([0.1] * 86)
+    plain = StagedSchedule(optimizer, settings, 10, 10, staged=False)
+    plain.step(0)
+    plain.at(0)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-2} and not plain.head_only(0)
+
+
+@pytest.mark.parametrize(("kind", "half"), [("poly", 0.5**0.9), ("cosine", 0.5), ("constant", 1.0)])
+def test_schedules(kind, half):
+    settings = replace(resolve(DownstreamRecipe(), Protocol("x")), schedule=kind)
+    optimizer = build_optimizer(settings, [torch.nn.Parameter(torch.ones(1))], [])
+    schedule = StagedSchedule(optimizer, settings, 4, 1, False)
+    schedule.step(2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2 * half])
+
+
+# ---- the paper's loss
+
+
+@pytest.mark.parametrize("ignore", [None, 3])
+def test_evaluation_loss_against_oracle(ignore):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3 if ignore is None else 4, (2, 3, 4, 5))
+    body = rng.random(labels.shape) < 0.6
+    logits = rng.normal(size=(2, 2, 3, 4, 5)) * 3
+    output = torch.cat([torch.zeros(2, 1, 3, 4, 5), torch.from_numpy(logits).float()], 1).requires_grad_()
+    loss = Vox2VecLoss(3, regions=False, ignore_label=ignore)
+    target, loss.body = split_target(torch.from_numpy(np.stack([labels, body], 1)), None, ignore)
+    known = labels != 3
+    value = loss(output, target)
+    assert value.item() == pytest.approx(evaluation_loss(logits, labels, body, known), rel=1e-5)
+    value.backward()
+    unknown = torch.from_numpy(~known)[:, None].expand(-1, 3, -1, -1, -1)
+    assert torch.all(output.grad[unknown] == 0) and output.grad[:, 1:].abs().sum() > 0
+
+
+def test_evaluation_loss_of_regions_is_that_of_their_masks():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, (1, 4, 4, 4))
+    logits = torch.from_numpy(rng.normal(size=(1, 2, 4, 4, 4))).float()
+    regions = Vox2VecLoss(2, regions=True, ignore_label=None)
+    stacked = torch.from_numpy(np.stack([labels, np.ones_like(labels)], 1))
+    target, regions.body = split_target(stacked, [(1, 2), 2], None)
+    inner = evaluation_loss(logits[:, 1:], np.where(labels == 2, 1, 0), labels >= 0, labels >= 0)
+    outer = evaluation_loss(logits[:, :1], np.where(labels > 0, 1, 0), labels >= 0, labels >= 0)
+    assert regions(logits, target).item() == pytest.approx((inner + outer) / 2, rel=1e-5)
+
+
+# ---- trainers
+
+
+@pytest.mark.parametrize("network", ["plain", "fpn"])
+@pytest.mark.parametrize("name", ["SSLLinearProbeTrainer", "SSLNonlinearProbeTrainer"])
+def test_probe_learns_the_head_alone(name, network, tmp_path, monkeypatch):
+    dataset = enter(tiny_dataset(tmp_path, labelled=True, network=network, norm="batch"), monkeypatch)
+    weights = pretrained_file(dataset, tmp_path)
+    trainer = make_trainer(dataset, name, {**SHORT, "pretrained": {"path": str(weights)}})
+    trainer.on_train_start()
+    before = states(trainer.network, "backbone"), states(trainer.network, "head")
+    stored = torch.load(weights, weights_only=True)["network_weights"]
+    assert all(torch.equal(value, stored[key]) for key, value in before[0].items() if key in stored)
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    modules = [trainer.network.encoder, trainer.network.decoder]
+    assert not any(module.training for part in modules for module in part.modules())
+    trainer.train_step(next(trainer.dataloader_train))
+    assert same(before[0], states(trainer.network, "backbone"))  # batch statistics included
+    assert not same(before[1], states(trainer.network, "head"))
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    head = {id(p) for key, p in trainer.network.named_parameters() if key.startswith("head.seg_layers.")}
+    assert held == head == {id(p) for p in trainer.network.parameters() if p.requires_grad}
+    facts = json.loads((dataset_folder(trainer) / "downstream.json").read_text(encoding="utf-8"))
+    count = sum(p.numel() for p in trainer.network.head.parameters())
+    assert facts["trainable_parameters"] == {"head": count, "backbone": 0}
+    transferred = json.loads((dataset_folder(trainer) / "transfer_report.json").read_text(encoding="utf-8"))
+    assert transferred["percent"] == 100
+
+
+def dataset_folder(trainer):
+    return Path(trainer.output_folder)
+
+
+def run_epoch(trainer, steps):
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    for _ in range(steps):
+        trainer.train_step(next(trainer.dataloader_train))
+
+
+@pytest.mark.parametrize("head", ["stock", "linear"])
+def test_fine_tuning_rests_the_backbone_first(head, tmp_path, monkeypatch):
+    dataset = enter(tiny_dataset(tmp_path, labelled=True, norm="batch"), monkeypatch)
+    ssl = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 4, "freeze_fraction": 0.5, "ramp_fraction": 0.25,
+           "head": head, "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}  # fmt: skip
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", ssl)
+    trainer.on_train_start()
+    before = states(trainer.network, "backbone"), states(trainer.network, "head")
+    assert [group["role"] for group in trainer.optimizer.param_groups] == ["head", "backbone"]
+    run_epoch(trainer, 2)
+    assert same(before[0], states(trainer.network, "backbone"))
+    assert not same(before[1], states(trainer.network, "head"))
+    assert not trainer.network.encoder.training
+    trainer.train_step(next(trainer.dataloader_train))
+    assert trainer.network.encoder.training and trainer.network.decoder.training
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    after = dict(trainer.network.named_parameters())
+    assert all(not torch.equal(before[0][key], p) for key, p in after.items()
+               if id(p) in trained and key in before[0] and key.endswith("conv.weight"))  # fmt: skip
+
+
+def test_frozen_encoder_rests_and_decoder_learns(tmp_path, monkeypatch):
+    dataset = enter(tiny_dataset(tmp_path, labelled=True, norm="batch"), monkeypatch)
+    ssl = {**SHORT, "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}
+    trainer = make_trainer(dataset, "SSLFrozenTrainer", ssl)
+    trainer.on_train_start()
+    before = states(trainer.network, "backbone")
+    run_epoch(trainer, 1)
+    after = states(trainer.network, "backbone")
+    encoder = {key for key in before if "encoder." in key}
+    assert encoder and all(torch.equal(before[key], after[key]) for key in encoder)
+    decoder = [key for key in before.keys() - encoder if key.endswith("conv.weight")]
+    assert decoder and all(not torch.equal(before[key], after[key]) for key in decoder)
+    assert isinstance(trainer.network(torch.zeros(1, 1, *dataset.patch)), list)  # deep supervision, as stock
+
+
+def test_scratch_loads_nothing_and_says_so(dataset, tmp_path, capsys):
+    weights = pretrained_file(dataset, tmp_path)
+    trainer = make_trainer(dataset, "SSLScratchTrainer", {**SHORT, "pretrained": {"path": str(weights)}})
+    trainer.on_train_start()
+    stored = torch.load(weights, weights_only=True)["network_weights"]
+    kernels = [key for key in stored if key.endswith("conv.weight")]
+    assert all(not torch.equal(trainer.network.state_dict()[key], stored[key]) for key in kernels)
+    assert trainer.initial_lr == 1e-2 and len(trainer.optimizer.param_groups) == 2
+    run_epoch(trainer, 1)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-2}
+    assert "not loaded" in capsys.readouterr().out
+    assert not (dataset_folder(trainer) / "transfer_report.json").exists()
+    from nnunet_ssl.nnunet.downstream.reports import summary
+
+    assert summary(trainer)["pretrained"] is None
+
+
+def test_plan_without_block_works_with_the_stock_loader(dataset, tmp_path, capsys):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    weights = pretrained_file(dataset, tmp_path)
+    for name in TRAINERS:
+        trainer = make_trainer(dataset, name, None)
+        assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (1000, 250)
+        trainer.initialize()
+        load_pretrained_weights(trainer.network, str(weights))
+        if not trainer.protocol.pretrained:
+            with pytest.raises(UserError, match="-pretrained_weights"):
+                trainer.on_train_start()
+            continue
+        trainer.on_train_start()
+        stored = torch.load(weights, weights_only=True)["network_weights"]
+        assert all(torch.equal(value, stored[key]) for key, value in states(trainer.network, "backbone").items())
+        assert "no ssl block" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name != "SSLScratchTrainer"])
+def test_refuses_to_start_from_random_weights(name, dataset):
+    with pytest.raises(UserError, match="no pretrained weights"):
+        make_trainer(dataset, name, SHORT).on_train_start()
+
+
+def test_refuses_a_changed_or_foreign_checkpoint(dataset, tmp_path):
+    weights = pretrained_file(dataset, tmp_path)
+    block = {**SHORT, "pretrained": {"path": str(weights), "sha256": "0" * 64}}
+    with pytest.raises(UserError, match="has changed"):
+        make_trainer(dataset, "SSLFineTuneTrainer", block).on_train_start()
+    torch.save({"network_weights": {"encoder.other": torch.ones(3)}}, weights)
+    with pytest.raises(UserError, match="another architecture"):
+        make_trainer(dataset, "SSLFineTuneTrainer", {**SHORT, "pretrained": {"path": str(weights)}}).on_train_start()
+    with pytest.raises(UserError, match="No checkpoint"):
+        make_trainer(dataset, "SSLFineTuneTrainer", {**SHORT, "pretrained": {"path": "gone.pth"}}).on_train_start()
+
+
+def test_refuses_weights_equal_to_the_random_ones(dataset, tmp_path):
+    weights = tmp_path / "same.pth"
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", {**SHORT, "pretrained": {"path": str(weights)}})
+    trainer.initialize()
+    torch.save({"network_weights": trainer.network.state_dict()}, weights)
+    with pytest.raises(UserError, match="random weights"):
+        trainer.on_train_start()
+
+
+def test_refuses_cascade_and_pretraining_block(dataset):
+    with pytest.raises(UserError, match=r"adapt"):
+        make_trainer(dataset, "SSLFineTuneTrainer", {"objective": "vox2vec"})
+    plans = json.loads(plans_path(dataset).read_text(encoding="utf-8"))
+    first = plans["configurations"][dataset.configuration]
+    plans["configurations"]["3d_cascade_fullres"] = {**first, "previous_stage": dataset.configuration}
+    plans_path(dataset).write_text(json.dumps(plans), encoding="utf-8")
+    dataset.configuration = "3d_cascade_fullres"
+    with pytest.raises(UserError, match="cascade"):
+        make_trainer(dataset, "SSLFineTuneTrainer", {**SHORT})
+
+
+def test_continuing_equals_an_uninterrupted_training(dataset, tmp_path):
+    weights = pretrained_file(dataset, tmp_path)
+    ssl = {**SHORT, "seed": 3, "freeze_fraction": 0.5, "pretrained": {"path": str(weights)}}
+    whole = make_trainer(dataset, "SSLFineTuneTrainer", ssl)
+    whole.run_training()
+    final = dataset_folder(whole) / "checkpoint_final.pth"
+    expected = torch.load(final, weights_only=True)
+    final.unlink()
+    first = make_trainer(dataset, "SSLFineTuneTrainer", ssl)
+    first.on_train_start()
+    first.num_epochs = 2
+    stop_after_first_epoch(first)
+    second = make_trainer(dataset, "SSLFineTuneTrainer", ssl, resume=True)
+    weights.unlink()  # a training that goes on needs no pretrained file
+    second.load_checkpoint(str(dataset_folder(second) / "checkpoint_latest.pth"))
+    second.run_training()
+    found = torch.load(final, weights_only=True)
+    assert same(expected["network_weights"], found["network_weights"])
+    assert expected["logging"]["train_losses"] == found["logging"]["train_losses"]
+    assert found["trainer_name"] == "SSLFineTuneTrainer" and found["ssl_downstream"]["pretrained"]["transferred"] == 1
+
+
+def stop_after_first_epoch(trainer):
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)])
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val))])
+    trainer.on_epoch_end()
+
+
+def test_few_labelled_cases(dataset, tmp_path):
+    ssl = {**SHORT, "labelled": {"n": 1, "draw": 4}}
+    trainer = make_trainer(dataset, "SSLScratchTrainer", ssl)
+    trainer.on_train_start()
+    record = json.loads((dataset_folder(trainer) / "labelled_cases.json").read_text(encoding="utf-8"))
+    assert record["cases"] == trainer.dataloader_train.data_loader._data.identifiers and len(record["cases"]) == 1
+    assert record["labelled"] == {"n": 1, "draw": 4}
+    assert len(trainer.do_split()[1]) == 2  # validation keeps its cases
+    everything = make_trainer(dataset, "SSLScratchTrainer", ssl, fold="all")
+    assert everything.do_split()[0] == everything.do_split()[1] and len(everything.do_split()[0]) == 1
+    changed = make_trainer(dataset, "SSLScratchTrainer", {**ssl, "labelled": {"n": 2, "draw": 4}})
+    changed.resumed = True
+    with pytest.raises(UserError, match="began with"):
+        changed.on_train_start()
+
+
+@pytest.mark.parametrize(("axes", "expected"), [(None, (0, 1, 2)), ([1, 0], (0, 1)), ([], None)])
+def test_mirror_axes_hold_in_training_and_prediction(axes, expected, dataset):
+    trainer = make_trainer(dataset, "SSLScratchTrainer", {**SHORT, "mirror_axes": axes})
+    trainer.on_train_start()
+    assert trainer.inference_allowed_mirroring_axes == expected
+    transforms = trainer.dataloader_train.data_loader.transforms.transforms
+    mirrors = [t.allowed_axes for t in transforms if type(t).__name__ == "MirrorTransform"]
+    assert mirrors == ([] if expected is None else [expected])
+    trainer.disable_checkpointing = False
+    trainer.save_checkpoint(str(dataset_folder(trainer) / "x.pth"))
+    stored = torch.load(dataset_folder(trainer) / "x.pth", weights_only=True)
+    assert stored["inference_allowed_mirroring_axes"] == expected
+
+
+def test_mirror_axes_beyond_the_patch_are_refused(tmp_path, monkeypatch):
+    dataset = enter(tiny_dataset(tmp_path, ndim=2, labelled=True), monkeypatch)
+    with pytest.raises(UserError, match="mirror_axes"):
+        make_trainer(dataset, "SSLScratchTrainer", {**SHORT, "mirror_axes": [2]}).on_train_start()
+
+
+# ---- the paper's protocol
+
+
+@pytest.mark.parametrize("labels", ["plain", "regions", "ignore", "regions and ignore"])
+def test_paper_protocol(labels, dataset):
+    names = {"background": 0, "body": 1, "organ": 2}
+    if "regions" in labels:
+        names = {"background": 0, "whole": [1, 2], "organ": 2}
+    if "ignore" in labels:
+        names["ignore"] = 3
+    relabel(dataset, names, **({"regions_class_order": [1, 2]} if "regions" in labels else {}))
+    trainer = make_trainer(dataset, "SSLScratchTrainer", {**SHORT, "protocol": "vox2vec"})
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    assert batch["target"].shape[1] == 2 and tuple(batch["data"].shape[2:]) == dataset.patch
+    assert set(batch["target"][:, 1].unique().tolist()) <= {0, 1} and batch["target"][:, 1].any()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    assert math.isfinite(float(trainer.train_step(batch)["loss"]))
+    step = trainer.validation_step(next(trainer.dataloader_val))
+    assert len(step["tp_hard"]) == 2
+    output = trainer.network(torch.randn(1, 1, *dataset.patch))
+    outputs = trainer.label_manager.num_segmentation_heads
+    assert output.shape[1] == outputs
+    if "regions" not in labels:
+        assert torch.all(output[:, 0] == 0)
+    assert trainer.network.head.seg_layers[0].weight.shape[0] == 2
+    # the predictor builds the network from the saved plan alone
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    saved = PlansManager(json.loads((dataset_folder(trainer).parent / "plans.json").read_text(encoding="utf-8")))
+    rebuilt = type(trainer).build_network_architecture(saved, saved.get_configuration(trainer.configuration_name), 1,
+                                                       outputs, enable_deep_supervision=False)  # fmt: skip
+    rebuilt.load_state_dict(trainer.network.state_dict())
+
+
+@pytest.mark.parametrize(("network", "ndim"), [("resenc", 3), ("plain", 2), ("fpn", 3)])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_network_is_rebuilt_from_the_plan(name, network, ndim, tmp_path, monkeypatch):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset = enter(tiny_dataset(tmp_path, ndim=ndim, labelled=True, network=network, channels=2), monkeypatch)
+    trainer = make_trainer(dataset, name, {**SHORT, "head": "linear"})
+    trainer.initialize()
+    plans = PlansManager(str(plans_path(dataset)))
+    built = type(trainer).build_network_architecture(plans, plans.get_configuration(dataset.configuration), 2, 3,
+                                                     enable_deep_supervision=False)  # fmt: skip
+    built.load_state_dict(trainer.network.state_dict())
+    x = torch.randn(1, 2, *dataset.patch)
+    output = built.eval()(x)
+    assert output.shape == (1, 3, *dataset.patch)
+    assert torch.allclose(output, trainer.network.eval()(x), atol=1e-6)
