@@ -1,7 +1,7 @@
 """Group the DICOM files of a folder into series, and refuse those that are no regular volume.
 
-ITK stacks slices at even distances along the slice normal whatever their positions say; a series with a missing slice or
-a tilted gantry would be imported warped. Positions and orientations are checked here, before anything is stacked.
+ITK stacks slices at even distances along the slice normal whatever their positions say: a series with a missing slice
+or a tilted gantry would be imported warped. Positions and orientations are checked here, before anything is stacked.
 """
 
 from __future__ import annotations
