@@ -55,14 +55,14 @@ class _Tiles:
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         """Rows, columns, similarities (their diagonal -inf), and a scratch tile of the same shape."""
-        starts = range(0, len(self.joint), self.size)
-        for start in starts:
+        for start in range(0, len(self.joint), self.size):
             rows = slice(start, start + self.size)
             for column in range(start, len(self.joint), self.size):
                 columns = slice(column, column + self.size)
                 left, right = self.joint[rows], self.joint[columns]
                 tile = self.buffer[: len(left) * len(right)].view(len(left), len(right))
                 scratch = self.scratch_buffer[: tile.numel()].view(tile.shape)
+                # in place, which autocast leaves in its precision
                 tile.addmm_(left, right.T, beta=0, alpha=self.scale)
                 if column == start:
                     # a matrix product may round s(u, v) and s(v, u) differently, and a positive must cancel exactly
@@ -100,15 +100,14 @@ class _InfoNCE(torch.autograd.Function):
         maximum = joint.new_full((count,), torch.finfo(joint.dtype).min)
         total = joint.new_zeros(count, dtype=wide)
         positive = joint.new_zeros(pairs)
-        with torch.autocast(joint.device.type, enabled=False):
-            for rows, columns, tile, scratch in _Tiles(joint, temperature, size):
-                _add_exponentials(maximum[rows], total[rows], tile, scratch, 1)
-                if rows != columns:
-                    _add_exponentials(maximum[columns], total[columns], tile, scratch, 0)
-                # from the tile, not computed anew: rounding then cancels against the denominator's
-                found = _positives(tile, rows, columns, pairs)
-                if found:
-                    positive[found[1]] = found[0]
+        for rows, columns, tile, scratch in _Tiles(joint, temperature, size):
+            _add_exponentials(maximum[rows], total[rows], tile, scratch, 1)
+            if rows != columns:
+                _add_exponentials(maximum[columns], total[columns], tile, scratch, 0)
+            # from the tile, not computed anew: rounding then cancels against the denominator's
+            found = _positives(tile, rows, columns, pairs)
+            if found:
+                positive[found[1]] = found[0]
         ctx.save_for_backward(joint, maximum, total)
         ctx.temperature, ctx.size = temperature, size
         gap = maximum.to(wide).view(2, pairs) - positive.to(wide)
@@ -122,19 +121,18 @@ class _InfoNCE(torch.autograd.Function):
         weight = (grad / 2).repeat(2)  # d loss / d row's own term, (2N,)
         factor = (weight / total).to(joint.dtype)
         gradient = torch.zeros_like(joint)
-        with torch.autocast(joint.device.type, enabled=False):
-            tiles = _Tiles(joint, ctx.temperature, ctx.size)
-            for rows, columns, tile, scratch in tiles:
-                # softmax of row i at j and of row j at i: the derivative by the one similarity that both contain
-                torch.sub(tile, maximum[rows, None], out=scratch).exp_().mul_(factor[rows, None])
-                tile.sub_(maximum[columns]).exp_().mul_(factor[columns]).add_(scratch)
-                found = _positives(tile, rows, columns, pairs)
-                if found:
-                    both_terms = (2 * weight[:pairs][found[1]]).to(tile.dtype)
-                    found[0].sub_(both_terms)
-                    if rows == columns:
-                        tile.diagonal(-pairs).sub_(both_terms)
-                gradient[rows].addmm_(tile, joint[columns], alpha=tiles.scale)
-                if rows != columns:
-                    gradient[columns].addmm_(tile.T, joint[rows], alpha=tiles.scale)
+        tiles = _Tiles(joint, ctx.temperature, ctx.size)
+        for rows, columns, tile, scratch in tiles:
+            # softmax of row i at j and of row j at i: the derivative by the one similarity that both contain
+            torch.sub(tile, maximum[rows, None], out=scratch).exp_().mul_(factor[rows, None])
+            tile.sub_(maximum[columns]).exp_().mul_(factor[columns]).add_(scratch)
+            found = _positives(tile, rows, columns, pairs)
+            if found:
+                both_terms = (2 * weight[:pairs][found[1]]).to(tile.dtype)
+                found[0].sub_(both_terms)
+                if rows == columns:
+                    tile.diagonal(-pairs).sub_(both_terms)
+            gradient[rows].addmm_(tile, joint[columns], alpha=tiles.scale)
+            if rows != columns:
+                gradient[columns].addmm_(tile.T, joint[rows], alpha=tiles.scale)
         return gradient, None, None
