@@ -203,7 +203,7 @@ def _normalise(
 
 
 def batch_size(configuration: Mapping[str, Any], dataset: RawDataset, source: Source, gpu_memory_gb: float) -> int:
-    """As many patches as fit the memory, at most the pretraining's views and 5 % of the dataset's voxels; two at least."""
+    """As many patches as fit: at most the pretraining's views and 5 % of the dataset's voxels; two at least."""
     patch = configuration["patch_size"]
     voxels = int(np.prod(patch))
     most = 2 * int(source.configuration["batch_size"])
