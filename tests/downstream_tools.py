@@ -1,9 +1,11 @@
-"""Trainers on a tiny dataset, inside the test's process."""
+"""Trainers on a tiny dataset: inside the test's process, or by nnU-Net's commands."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +91,22 @@ def states(network: torch.nn.Module, part: str) -> dict[str, torch.Tensor]:
 
 def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
     return before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def stock(dataset: Any, command: str, *arguments: Any, env: dict[str, str] | None = None) -> str:
+    """Run one of nnU-Net's console scripts in a process of its own; what it printed. Fails with that if it fails."""
+    script = Path(sys.executable).with_name(command)
+    return _run([str(script), *map(str, arguments)], env or dataset.env)
+
+
+def stock_entries(dataset: Any, *commands: list[Any]) -> str:
+    """Run several entry points ("module:function", arguments ...) one after the other in one fresh process."""
+    script = Path(__file__).with_name("entry_points.py")
+    return _run([sys.executable, str(script), json.dumps([[str(a) for a in row] for row in commands])], dataset.env)
+
+
+def _run(command: list[str], env: dict[str, str]) -> str:
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          timeout=600, encoding="utf-8", errors="replace")  # fmt: skip
+    assert done.returncode == 0, f"{command[:2]} ended with {done.returncode}:\n{done.stdout[-6000:]}"
+    return done.stdout
