@@ -31,8 +31,9 @@ def ct_body(image_hu: NDArray[np.generic], spacing_mm: Sequence[float], axial_ax
 
     :param image_hu: (z, y, x) in HU; any padding value below -500 is air.
     :param spacing_mm: three numbers in the order of the axes.
-    :param axial_axis: the axis from feet to head. Air is flooded from the borders of the other two axes only, so that
-        lungs that are cut by the first or last slice stay inside.
+    :param axial_axis: the axis from feet to head. Air is flooded in every slice by itself, from the borders of the
+        other two axes, so that lungs and airways that are cut by the end of the scan (or of what an anonymiser left of
+        it) stay inside.
     :return: mask of the image's shape. All False if there is no body. An image without air (a crop inside the body, or
         one that was clipped to a window) is treated as :func:`dark_border_foreground` does.
     """
@@ -99,7 +100,7 @@ def _body_on_working_grid(hu: NDArray[np.float32], spacing: NDArray[np.float64])
     # a plan's window may have cut everything below, say, -900 HU
     open_air = max(OPEN_AIR_HU, float(hu.min()) + 25.0)
     seeds = _border(hu.shape, axes=(1, 2)) & (smooth < open_air)
-    return ~_flooded(~body, seeds, spacing) if body.any() else body
+    return ~_flooded(~body, seeds, spacing, slice_by_slice=True) if body.any() else body
 
 
 def _large_parts(mask: Mask) -> Mask:
@@ -111,14 +112,18 @@ def _large_parts(mask: Mask) -> Mask:
     return (sizes >= PART_OF_LARGEST * sizes.max())[labels]
 
 
-def _flooded(passable: Mask, seeds: Mask, spacing: NDArray[np.float64]) -> Mask:
-    """The part of ``passable`` that a ball of radius CLOSE_MM can reach from ``seeds``."""
-    wide = _shrunk(passable, CLOSE_MM, spacing)
-    labels, number = ndimage.label(wide)
+def _flooded(passable: Mask, seeds: Mask, spacing: NDArray[np.float64], slice_by_slice: bool = False) -> Mask:
+    """The part of ``passable`` that a ball (in slices: a disc) of radius CLOSE_MM can reach from ``seeds``."""
+    ball, touching = _ball(CLOSE_MM / spacing), ndimage.generate_binary_structure(3, 1)
+    if slice_by_slice:
+        ball = ball[ball.shape[0] // 2][None]
+        touching[0] = touching[2] = False
+    wide = ndimage.binary_erosion(passable, ball, border_value=1)
+    labels, number = ndimage.label(wide, touching)
     reached = np.zeros(number + 1, bool)
     reached[np.unique(labels[seeds & wide])] = True
     reached[0] = False
-    return _grown(reached[labels], CLOSE_MM, spacing) & passable
+    return np.asarray(ndimage.binary_dilation(reached[labels], ball) & passable)
 
 
 def _shrunk(mask: Mask, radius_mm: float, spacing: NDArray[np.float64]) -> Mask:

@@ -49,6 +49,11 @@ def _run_pool(function: Callable[[Task], Result], tasks: dict[int, Task], proces
         return True
     except BrokenProcessPool:
         return False
+    except BaseException:
+        # Waiting for the workers' present tasks could take for ever (a dead network drive).
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
