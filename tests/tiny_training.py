@@ -37,21 +37,24 @@ def output_folder(tiny: SimpleNamespace, fold: str = "all", trainer: str = TRAIN
     return Path(tiny.results) / tiny.dataset_name / name / f"fold_{fold}"
 
 
-def in_process(tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, fold: Any = "all", **ssl: Any) -> Any:
+def in_process(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, fold: Any = "all", configuration: str | None = None,
+    workers: int = 0, **ssl: Any,
+) -> Any:  # fmt: skip
     """A Vox2VecPretrainTrainer of this process; ``ssl`` overrides fields of the plan's block."""
     from nnunet_ssl.trainers.Vox2VecPretrainTrainer import Vox2VecPretrainTrainer
 
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(getattr(tiny, name)))
-    if "nnUNet_n_proc_DA" not in ssl:
-        monkeypatch.setenv("nnUNet_n_proc_DA", str(ssl.pop("workers", 0)))
+    monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
     base = Path(tiny.preprocessed) / tiny.dataset_name
     plans = json.loads((base / f"{tiny.plans_name}.json").read_text())
-    block = plans["configurations"][tiny.configuration].setdefault("ssl", {})
-    block.update(ssl)
+    if ssl:
+        plans["configurations"][tiny.configuration].setdefault("ssl", {}).update(ssl)
     plans["continue_training"] = False
     dataset_json = json.loads((base / "dataset.json").read_text())
-    return Vox2VecPretrainTrainer(plans, tiny.configuration, fold, dataset_json, torch.device("cpu"))
+    configuration = configuration or tiny.configuration
+    return Vox2VecPretrainTrainer(plans, configuration, fold, dataset_json, torch.device("cpu"))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
