@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 Volume = NDArray[np.float32]
@@ -91,7 +91,8 @@ def _body_frame(rng: np.random.Generator, shape: Sequence[int]) -> NDArray[np.fl
     size = np.array([1.0, 0.62, 0.86]) * rng.uniform(0.9, 1.1, 3)
     centre = np.array([0.0, -0.05, 0.0]) + rng.uniform(-1, 1, 3) * [0.12, 0.06, 0.06]
     moved = np.einsum("ij,j...->i...", _rotation(np.deg2rad(rng.uniform(-8, 8, 3))), grid - centre[:, None, None, None])
-    return (moved / size[:, None, None, None] + [_smooth(rng, shape, 4, 0.05) for _ in range(3)]).astype(np.float32)
+    bent = moved / size[:, None, None, None] + [_smooth(rng, shape, 4, 0.05) for _ in range(3)]
+    return np.asarray(bent, np.float32)
 
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,7 +112,8 @@ def _smooth(rng: np.random.Generator, shape: Sequence[int], knots: int, std: flo
     return np.asarray(field, np.float32)
 
 
-def _ellipsoid(frame: NDArray[np.float32], centre: Sequence[float], radii: Sequence[float]) -> Mask:
+def _ellipsoid(frame: NDArray[np.float32], centre: ArrayLike, radii: ArrayLike) -> Mask:
+    centre, radii = np.asarray(centre), np.asarray(radii)
     parts = [((frame[i] - centre[i]) / radii[i]) ** 2 for i in range(3)]
     return np.asarray(sum(parts) <= 1.0)
 

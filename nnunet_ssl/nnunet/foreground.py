@@ -87,7 +87,7 @@ def foreground(images: NDArray[np.generic], channel_names: Sequence[str], spacin
         ct_body(image, spacing_mm, axial_axis) if ct else dark_border_foreground(image, spacing_mm)
         for image, ct in zip(images, is_ct, strict=True) if ct or not any(is_ct)
     ]
-    return np.logical_or.reduce(masks)
+    return np.asarray(np.logical_or.reduce(masks))
 
 
 def _body_on_working_grid(hu: NDArray[np.float32], spacing: NDArray[np.float64]) -> Mask:
@@ -95,12 +95,21 @@ def _body_on_working_grid(hu: NDArray[np.float32], spacing: NDArray[np.float64])
     core = _grown(_shrunk(solid, THIN_MM, spacing), THIN_MM, spacing)
     core = _large_parts(core if core.any() else solid)
     # what the opening took from the kept parts (ears, nose, the skin's corners) comes back; thin plates do not
-    body = _grown(core, THIN_MM + spacing.max(), spacing) & solid
+    body = _touching(_grown(core, THIN_MM + spacing.max(), spacing) & solid, core)
     smooth = ndimage.uniform_filter(hu, 3, mode="nearest")
     # a plan's window may have cut everything below, say, -900 HU
     open_air = max(OPEN_AIR_HU, float(hu.min()) + 25.0)
     seeds = _border(hu.shape, axes=(1, 2)) & (smooth < open_air)
     return ~_flooded(~body, seeds, spacing, slice_by_slice=True) if body.any() else body
+
+
+def _touching(mask: Mask, core: Mask, structure: Mask | None = None) -> Mask:
+    """The parts of ``mask`` that hold a voxel of ``core``: a table beyond a gap of air does not."""
+    labels, number = ndimage.label(mask, structure)
+    kept = np.zeros(number + 1, bool)
+    kept[np.unique(labels[core & mask])] = True
+    kept[0] = False
+    return np.asarray(kept[labels])
 
 
 def _large_parts(mask: Mask) -> Mask:
@@ -109,21 +118,18 @@ def _large_parts(mask: Mask) -> Mask:
         return mask
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return (sizes >= PART_OF_LARGEST * sizes.max())[labels]
+    return np.asarray((sizes >= PART_OF_LARGEST * sizes.max())[labels])
 
 
 def _flooded(passable: Mask, seeds: Mask, spacing: NDArray[np.float64], slice_by_slice: bool = False) -> Mask:
     """The part of ``passable`` that a ball (in slices: a disc) of radius CLOSE_MM can reach from ``seeds``."""
-    ball, touching = _ball(CLOSE_MM / spacing), ndimage.generate_binary_structure(3, 1)
+    ball, neighbours = _ball(CLOSE_MM / spacing), ndimage.generate_binary_structure(3, 1)
     if slice_by_slice:
         ball = ball[ball.shape[0] // 2][None]
-        touching[0] = touching[2] = False
+        neighbours[0] = neighbours[2] = False
     wide = ndimage.binary_erosion(passable, ball, border_value=1)
-    labels, number = ndimage.label(wide, touching)
-    reached = np.zeros(number + 1, bool)
-    reached[np.unique(labels[seeds & wide])] = True
-    reached[0] = False
-    return np.asarray(ndimage.binary_dilation(reached[labels], ball) & passable)
+    reached = _touching(wide, seeds, neighbours)
+    return np.asarray(ndimage.binary_dilation(reached, ball) & passable)
 
 
 def _shrunk(mask: Mask, radius_mm: float, spacing: NDArray[np.float64]) -> Mask:
@@ -144,7 +150,7 @@ def _ball(radii: NDArray[np.float64]) -> Mask:
 
 def _is_dark(coarse: NDArray[np.float32], rest: NDArray[np.generic], padded: Mask) -> Mask:
     """Voxels as dark as the background at the border; none where the border shows no dark background."""
-    lowest, highest = (float(v) for v in np.percentile(rest, (0.1, 99.9)))
+    lowest, highest = (float(v) for v in np.percentile(rest.astype(np.float32), (0.1, 99.9)))
     smooth = ndimage.uniform_filter(coarse, 3, mode="nearest")
     extent = highest - lowest
     on_border = _border(coarse.shape, axes=(0, 1, 2)) & ~padded
@@ -155,7 +161,7 @@ def _is_dark(coarse: NDArray[np.float32], rest: NDArray[np.generic], padded: Mas
     centre = float(np.median(dark))
     spread = 1.4826 * float(np.median(np.abs(dark - centre)))
     threshold = min(lowest + DARK_SHARE * extent, centre + 4.0 * spread + 0.01 * extent)
-    return (smooth < threshold) | padded
+    return np.asarray((smooth < threshold) | padded)
 
 
 def _padding_value(image: NDArray[np.generic]) -> float | None:
