@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +20,13 @@ from nnunet_ssl.nnunet.watching import CANDIDATES, average, measure, smoothed
 from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.step import Embeddings
 from tests.tiny_dataset import tiny_dataset
-from tests.tiny_training import SHORT, in_process, metrics, output_folder, run
+from tests.tiny_training import SHORT, TRAINER, in_process, metrics, output_folder, run
 
 COMMANDS = [
     {"network": "plain", "ndim": 3, "channels": 2},
     {"network": "resenc", "ndim": 3, "modality": "MR"},
     {"network": "fpn", "ndim": 3, "channels": 2},
     {"network": "plain", "ndim": 2, "channels": 2, "modality": "MR"},
-    {"network": "resenc", "ndim": 2},
 ]
 NUMBERS = ("train_loss", "val_loss", "retrieval_at_1", "retrieval_at_1_raw", "retrieval_chance", "alignment",
            "uniformity", "effective_rank", "lr", "seconds", "grad_norm")  # fmt: skip
@@ -48,6 +48,21 @@ def test_command(tmp_path: Path, kind: dict[str, Any]) -> None:
     assert (folder / "checkpoint_best.pth").is_file() and (folder / "representation_report").is_dir()
     assert "ssl_metrics" in json.loads((folder / "validation" / "summary.json").read_text())
     assert f"nnunet_ssl adapt -d LABELLED_DATASET_ID -w {folder / 'checkpoint_final.pth'}" in result.stdout
+
+
+def test_validation_alone_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--val`` writes the report of a finished training again, and nnU-Net's export to zip takes the folder."""
+    from nnunetv2.model_sharing.model_export import export_pretrained_model
+
+    tiny = tiny_dataset(tmp_path, cases=2, ssl={**SHORT, "num_epochs": 1})
+    in_process(tiny, monkeypatch).run_training()
+    again = in_process(tiny, monkeypatch)
+    again.load_checkpoint(str(output_folder(tiny) / "checkpoint_final.pth"))
+    again.perform_actual_validation()
+    assert (output_folder(tiny) / "representation_report").is_dir()
+    export_pretrained_model(tiny.dataset_name, str(tmp_path / "model.zip"), (tiny.configuration,), TRAINER,
+                            tiny.plans_name, ("all",))  # fmt: skip
+    assert any(name.endswith("checkpoint_final.pth") for name in zipfile.ZipFile(tmp_path / "model.zip").namelist())
 
 
 @pytest.mark.parametrize("ssl", [

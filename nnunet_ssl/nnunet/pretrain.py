@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import fields
 from os.path import join
 from pathlib import Path
@@ -62,7 +62,7 @@ class PretrainTrainer(nnUNetTrainer):
         self.iteration_in_epoch = 0
         self.epoch_outputs: list[Metrics] = []
         self.seconds_before = 0.0
-        self.plotted_at = -math.inf
+        self.plotted_at = time.monotonic()
         self.enhance = preparing.enhancer(self)
         self.probe: Any = None
 
@@ -74,6 +74,7 @@ class PretrainTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
+        show_user_errors_plainly()  # the stock predictor comes here without the constructor
         recipe = parse(ssl_block(configuration_manager), Recipe)
         channels = (num_input_channels, num_output_channels)
         return PretrainNetwork(build_backbone(configuration_manager, *channels, enable_deep_supervision), recipe)

@@ -114,7 +114,7 @@ def plot(folder: str, rows: Sequence[Metrics]) -> None:
             ax.legend(fontsize=8)
         else:
             ax.text(0.5, 0.5, "not measured", ha="center", va="center", transform=ax.transAxes)
-    figure.tight_layout()
+    figure.subplots_adjust(0.05, 0.05, 0.98, 0.96, 0.16, 0.28)
     with replacing(Path(folder) / "progress.png") as beside:
         figure.savefig(beside, dpi=70)
 
