@@ -30,7 +30,7 @@ class ProbeSettings:
     plans: str | None = None
     configuration: str | None = None
     balance: float = 0.75
-    l2: float = 1e-5
+    l2: float = 1e-4
     max_iter: int = 100
     per_class: int = 2000
     background: int = 20000
