@@ -96,7 +96,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def test_of_a_trainer(tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    write_json(tiny.raw / tiny.dataset_name / "import_report.json", {"volumes": {"case_000": {"hash": "abc"}}})
+    write_json(tiny.raw / tiny.dataset_name / "import_report.json", {"volumes": {"case_000": "abc"}})
     trainer = in_process(tiny, monkeypatch)
     trainer.initialize()
     path = str(tmp_path / "checkpoint_latest.pth")

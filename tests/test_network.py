@@ -121,3 +121,14 @@ def test_refused() -> None:
         network(inputs(3)[0])
     with pytest.raises(UserError, match="no pyramid"):
         pyramid_levels(nn.Conv3d(1, 1, 1), inputs(3)[0])
+
+
+def test_levels_compile_into_one_graph() -> None:
+    """As the trainer compiles them on a GPU; the keys of the state dict stay the stock ones."""
+    network = PretrainNetwork(backbone("plain", 3), RECIPE)
+    expected, keys = network(*inputs(3))[0], set(network.state_dict())
+    network.levels = torch.compile(network.levels, backend="aot_eager", fullgraph=True)
+    found = network(*inputs(3))[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+    assert set(network.state_dict()) == keys and network.encoder.stages[0][0].convs[0].conv.weight.grad is not None

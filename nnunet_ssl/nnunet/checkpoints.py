@@ -185,19 +185,10 @@ def volume_hashes(dataset_name: str) -> dict[str, str]:
     if not report.is_file():
         return {}
     try:
-        volumes = json.loads(report.read_text(encoding="utf-8")).get("volumes", {})
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return _hashes(volumes)
-
-
-def _hashes(volumes: Any) -> dict[str, str]:
-    """{case: hash} from either {case: hash}, {case: {"hash": ...}} or [{"case": ..., "hash": ...}]."""
-    if isinstance(volumes, dict):
-        rows = [(case, row.get("hash") if isinstance(row, dict) else row) for case, row in volumes.items()]
-    else:
-        rows = [(row.get("case"), row.get("hash")) for row in volumes if isinstance(row, dict)]
-    return {str(case): str(value) for case, value in rows if case and value}
+        volumes = json.loads(report.read_text(encoding="utf-8"))["volumes"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        return {}  # what a dataset was made of is good to know, not needed
+    return {str(volume): str(value) for volume, value in volumes.items()}
 
 
 def _first_line(error: BaseException) -> str:
