@@ -6,15 +6,19 @@ every worker process of an import loads it.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr", ".img.gz")
+NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))  # the header's size; 348 in NIfTI 1
 SPACING_DIGITS = 1e-3  # mm; differences below are a format's rounding
 
 
@@ -33,11 +37,13 @@ def read_volumes(files: Sequence[str]) -> list[sitk.Image]:
     A 4D file whose last axis is short holds channels and gives one image each; a fourth axis of length 1 is dropped.
     :raises Unusable: unreadable, empty, 2D, or vector-valued.
     """
+    if os.path.isfile(files[0]) and os.path.getsize(files[0]) == 0:
+        raise Unusable("empty: the file has 0 bytes")
+    if files[0].lower().endswith((".nii", ".nii.gz")):
+        check_nifti(files[0])
     try:
         image = sitk.ReadImage(list(files) if len(files) > 1 else files[0])
     except Exception as error:  # SimpleITK raises RuntimeError, GDCM's wrappers others
-        if os.path.isfile(files[0]) and os.path.getsize(files[0]) == 0:
-            raise Unusable("empty: the file has 0 bytes") from error
         raise Unusable(f"unreadable: {_last_line(error)}") from error
     if image.GetNumberOfPixels() == 0:
         raise Unusable(f"empty: {'x'.join(map(str, image.GetSize()))} voxels")
@@ -47,6 +53,22 @@ def read_volumes(files: Sequence[str]) -> list[sitk.Image]:
         size = list(image.GetSize())
         return [_checked_3d(sitk.Extract(image, [*size[:3], 0], [0, 0, 0, t])) for t in range(size[3])]
     return [_checked_3d(image)]
+
+
+def check_nifti(path: str) -> None:
+    """Raise Unusable for what ITK's NIfTI reader hides: it fills the missing end of a file, and NaN, with zeros."""
+    try:
+        content = Path(path).read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)  # also compares the checksum
+        kind = nibabel.Nifti2Image if content[:4] in NIFTI2 else nibabel.Nifti1Image
+        stored = kind.from_bytes(content).dataobj.get_unscaled()
+    except MemoryError:
+        raise
+    except Exception as error:  # damage shows as anything from EOFError to nibabel's WrapStructError
+        raise Unusable(f"unreadable: {_last_line(error)}") from error
+    if np.issubdtype(stored.dtype, np.inexact):
+        check_finite(stored)
 
 
 def _checked_3d(image: sitk.Image) -> sitk.Image:
@@ -60,12 +82,17 @@ def _checked_3d(image: sitk.Image) -> sitk.Image:
 
 def check_values(array: NDArray[np.generic]) -> None:
     """Raise Unusable for a volume that is constant, or holds NaN or infinity."""
+    check_finite(array)
     lowest, highest = array.min(), array.max()
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        number = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise Unusable(f"non-finite: NaN or infinity in {number} of {array.size} voxels")
     if lowest == highest:
         raise Unusable(f"constant: every voxel is {lowest:g}")
+
+
+def check_finite(array: NDArray[np.generic]) -> None:
+    """Raise Unusable for NaN or infinity."""
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        number = int(array.size - np.count_nonzero(np.isfinite(array)))
+        raise Unusable(f"non-finite: NaN or infinity in {number} of {array.size} voxels")
 
 
 def check_same_grid(images: Sequence[sitk.Image]) -> None:

@@ -1,0 +1,427 @@
+"""`nnunet_ssl import`: what comes in, what is skipped and why, and that a dataset is whole or absent."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_ssl.cli.main import main
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet import importing
+from nnunet_ssl.nnunet.importing import ImportRequest, import_dataset
+from nnunet_ssl.nnunet.phantom_dataset import write_dataset
+from nnunet_ssl.nnunet.pool import run_all
+from nnunet_ssl.nnunet.volumes import content_hash
+
+SIZE = (12, 20, 24)  # z, y, x
+
+
+def body(seed=0, shape=SIZE):
+    """A CT of a bar of tissue in air."""
+    image = np.full(shape, -1000, np.int16)
+    image[:, 5:-5, 5:-5] = 40
+    return image + np.random.default_rng(seed).integers(-15, 15, shape).astype(np.int16)
+
+
+def write(path, array, spacing=(3.0, 2.0, 2.0), direction=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    if image.GetDimension() == 3:
+        image.SetSpacing(spacing[::-1])
+        image.SetDirection(direction or (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(path), useCompression=True)
+    return path
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    (tmp_path / "scans").mkdir()
+    return tmp_path
+
+
+def bring_in(places, *sources, **options):
+    paths = [str(source) for source in sources or [places / "scans"]]
+    request = {"sources": paths, "dataset_id": 901, "name": "T", "channels": ["CT"]} | options
+    return import_dataset(ImportRequest(**request))
+
+
+def cases_of(imported):
+    return sorted(imported.report["imported"])
+
+
+def assert_nothing_left(places):
+    assert list((places / "raw").iterdir()) == []
+
+
+def test_a_dataset_that_nnunet_accepts(places):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    write_dataset(places / "scans", 2, shape=(24, 32, 32), labelled=False)
+    imported = bring_in(places, processes=2)
+    assert imported.folder == places / "raw" / "Dataset901_T"
+    assert cases_of(imported) == ["phantom_000", "phantom_001"]
+    content = json.loads((imported.folder / "dataset.json").read_text())
+    assert content["ssl_foreground"] is True and content["numTraining"] == 2
+    assert content["labels"] == {"background": 0, "foreground": 1} and content["channel_names"] == {"0": "CT"}
+    assert "overwrite_image_reader_writer" not in content
+    verify_dataset_integrity(str(imported.folder), 1)
+    image = imported.folder / "imagesTr" / "phantom_000_0000.nii.gz"
+    assert image.is_symlink() and image.resolve() == (places / "scans" / "phantom_000.nii.gz").resolve()
+    label = sitk.GetArrayFromImage(sitk.ReadImage(str(imported.folder / "labelsTr" / "phantom_000.nii.gz")))
+    assert 0.1 < (label == 1).mean() < 0.7 and set(np.unique(label)) == {0, 1}
+    assert json.loads((imported.folder / "import_report.json").read_text()) == imported.report
+
+
+def test_copies_instead_of_links(places):
+    source = write(places / "scans" / "a.nii.gz", body())
+    image = bring_in(places, copy=True).folder / "imagesTr" / "a_0000.nii.gz"
+    assert not image.is_symlink() and image.read_bytes() == source.read_bytes()
+
+
+def test_files_folders_and_globs_of_several_formats(places):
+    for number, ending in enumerate((".nii.gz", ".nii", ".nrrd", ".mha")):
+        write(places / f"scans/deep/er/{ending[1:3]}{number}{ending}", body(number))
+    write(places / "other" / "x1.mha", body(7))
+    write(places / "other" / "x2.mha", body(8))
+    write(places / "other" / "y.mha", body(9))
+    imported = bring_in(places, places / "scans", places / "other" / "x*.mha", places / "other" / "y.mha")
+    assert cases_of(imported) == ["mh3", "ni0", "ni1", "nr2", "x1", "x2", "y"]
+    images = sorted(imported.folder.glob("imagesTr/*"))
+    assert len(images) == 7 and all(path.name.endswith("_0000.nii.gz") for path in images)
+    assert [path.name for path in images if path.is_symlink()] == ["ni0_0000.nii.gz"]
+    converted = sitk.ReadImage(str(imported.folder / "imagesTr" / "nr2_0000.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(converted), body(2))
+    np.testing.assert_allclose(converted.GetSpacing(), (2, 2, 3))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_one_format_that_nnunet_reads_is_kept(places, ending):
+    write(places / f"scans/a{ending}", body())
+    imported = bring_in(places)
+    assert (imported.folder / f"imagesTr/a_0000{ending}").is_symlink()
+    assert (imported.folder / f"labelsTr/a{ending}").is_file()
+    assert json.loads((imported.folder / "dataset.json").read_text())["file_ending"] == ending
+
+
+def test_several_channels(places):
+    for case in ("a", "b"):
+        for channel in range(2):
+            write(places / f"scans/{case}_{channel:04d}.nii.gz", body(channel + ord(case)))
+    write(places / "scans/c_0000.nii.gz", body(5))
+    write(places / "scans/d_0000.nii.gz", body(6))
+    write(places / "scans/d_0001.nii.gz", body(6, (12, 20, 23)))
+    imported = bring_in(places, channels=["T1", "T2"])
+    assert cases_of(imported) == ["a", "b"]
+    assert sorted(imported.report["volumes"]) == ["a_0000", "a_0001", "b_0000", "b_0001"]
+    skipped = imported.report["skipped"]
+    assert "found 1, expected 2" in skipped["c"]["reason"] and "size" in skipped["d"]["reason"]
+    assert sorted(p.name for p in imported.folder.glob("imagesTr/*"))[:2] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+def test_channels_in_the_fourth_axis_are_split(places):
+    image = sitk.JoinSeries([sitk.GetImageFromArray(body(c)) for c in range(2)])
+    sitk.WriteImage(image, str(places / "scans" / "a.nii.gz"))
+    imported = bring_in(places, channels=["T1", "T2"])
+    for channel in range(2):
+        path = imported.folder / f"imagesTr/a_{channel:04d}.nii.gz"
+        assert not path.is_symlink()
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), body(channel))
+
+
+def test_names_of_cases(places):
+    write(places / "scans/p1/ct.nii.gz", body(1))  # every patient's file has one name
+    write(places / "scans/p2/ct.nii.gz", body(2))
+    write(places / "scans/with space (1).nii.gz", body(3))
+    write(places / "scans/odd_seg.nii.gz", body(4))  # nnU-Net would take it for a segmentation
+    write(places / "scans/case_0001.nii.gz", body(5))  # numbered cases without channel suffix
+    write(places / "scans/case_0002.nii.gz", body(6))
+    write(places / "scans/._p1.nii.gz", body(7))  # left by macOS in many archives
+    imported = bring_in(places)
+    assert cases_of(imported) == ["case_0001", "case_0002", "odd_seg_", "p1_ct", "p2_ct", "with_space_1"]
+    assert not imported.report["skipped"]
+
+
+def test_label_folders_are_no_images(places):
+    write(places / "scans/imagesTr/a.nii.gz", body())
+    write(places / "scans/labelsTr/a.nii.gz", body(1))
+    imported = bring_in(places)
+    assert cases_of(imported) == ["a"] and "labelsTr" in imported.notes[0]
+
+
+def truncated(path):
+    write(path, body())
+    path.write_bytes(path.read_bytes()[: 3 * path.stat().st_size // 4])
+
+
+def damaged(path):
+    """Whole, but its voxels are not those of the checksum."""
+    write(path, body())
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+BAD = {
+    "text": (lambda p: p.write_text("no image"), "unreadable"),
+    "truncated": (truncated, "unreadable"),
+    "damaged": (damaged, "unreadable"),
+    "nobytes": (lambda p: p.write_bytes(b""), "empty"),
+    "constant": (lambda p: write(p, np.full(SIZE, 7, np.int16)), "constant"),
+    "nan": (lambda p: write(p, np.where(np.arange(24) == 3, np.nan, body()).astype(np.float32)), "non-finite"),
+    "infinite": (lambda p: write(p, np.where(np.arange(24) == 3, np.inf, body()).astype(np.float32)), "non-finite"),
+    "flat": (lambda p: write(p, body(0, (1, 20, 24))), "2D"),
+    "picture": (lambda p: write(p, body()[0]), "2D"),
+    "colour": (lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.zeros((*SIZE, 3), "u1"), True), str(p)), "voxel"),
+    "air": (lambda p: write(p, (body() * 0 - 1000 + np.arange(24) % 5).astype(np.int16)), "no body"),
+    "fourD": (lambda p: sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(body())] * 2), str(p)), "channels"),
+}
+
+
+def test_unusable_volumes_are_skipped_with_their_reason(places, capsys):
+    write(places / "scans" / "good.nii.gz", body())
+    for name, (make, _) in BAD.items():
+        make(places / "scans" / f"{name}.nii.gz")
+    write(places / "scans" / "two_0000.nii.gz", body())
+    write(places / "scans" / "two_0001.nii.gz", body(1))
+    arguments = ["import", str(places / "scans"), "-d", "901", "-n", "T", "--channel", "CT", "-np", "0"]
+    assert main(arguments) == 0
+    report = json.loads((places / "raw/Dataset901_T/import_report.json").read_text())
+    assert list(report["imported"]) == ["good"]
+    reasons = {name: row["reason"] for name, row in report["skipped"].items()}
+    assert sorted(reasons) == sorted([*BAD, "two"])
+    for name, (_, word) in BAD.items():
+        assert word in reasons[name], f"{name}: {reasons[name]}"
+        assert "\n" not in reasons[name]
+    assert "wrong number of channels" in reasons["two"]
+    assert [p.name for p in (places / "raw/Dataset901_T/imagesTr").iterdir()] == ["good_0000.nii.gz"]
+    assert [p.name for p in (places / "raw/Dataset901_T/labelsTr").iterdir()] == ["good.nii.gz"]
+    printed = capsys.readouterr().out
+    assert all(reason in printed for reason in reasons.values())
+    assert "nnunet_ssl plan -d 901 --preset" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha"])
+def test_truncated_and_non_finite_in_other_formats(places, ending):
+    write(places / "scans" / f"good{ending}", body(3))
+    truncated(places / "scans" / f"truncated{ending}")
+    BAD["nan"][0](places / "scans" / f"nan{ending}")
+    report = bring_in(places).report
+    assert list(report["imported"]) == ["good"]
+    assert "unreadable" in report["skipped"]["truncated"]["reason"]
+    assert "non-finite" in report["skipped"]["nan"]["reason"]
+
+
+def test_nothing_usable_leaves_nothing(places, capsys):
+    (places / "scans" / "a.nii.gz").write_text("no image")
+    assert main(["import", str(places / "scans"), "-d", "901", "-n", "T", "--channel", "CT", "-np", "0"]) == 1
+    assert "unreadable" in capsys.readouterr().err
+    assert_nothing_left(places)
+    (places / "scans" / "a.nii.gz").unlink()
+    with pytest.raises(UserError, match="No NIfTI"):
+        bring_in(places)
+    assert_nothing_left(places)
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"channels": []}, "--channel CT"), ({"dataset_id": 0}, "1 and 999"), ({"name": "a/b"}, "letters"),
+    ({"exclude": "/nowhere/list.txt"}, "--exclude"), ({"from_dataset": "77"}, "No dataset 77"),
+])
+def test_wrong_requests(places, options, words):
+    write(places / "scans" / "a.nii.gz", body())
+    with pytest.raises(UserError, match=words):
+        bring_in(places, **options)
+    assert_nothing_left(places)
+
+
+def test_missing_source_and_missing_variable(places, monkeypatch):
+    with pytest.raises(UserError, match="does not exist"):
+        bring_in(places, places / "nowhere")
+    monkeypatch.delenv("nnUNet_raw")
+    with pytest.raises(UserError, match="nnUNet_raw"):
+        bring_in(places)
+
+
+def test_an_id_that_is_taken(places):
+    write(places / "scans" / "a.nii.gz", body())
+    first = bring_in(places)
+    (places / "preprocessed/Dataset901_T").mkdir()
+    fingerprint = places / "preprocessed/Dataset901_T/dataset_fingerprint.json"
+    fingerprint.write_text("{}")
+    before = (first.folder / "import_report.json").read_bytes()
+    write(places / "scans" / "b.nii.gz", body(1))
+    with pytest.raises(UserError, match="901 is taken"):
+        bring_in(places, name="Other")
+    assert (first.folder / "import_report.json").read_bytes() == before and fingerprint.exists()
+    assert cases_of(bring_in(places, overwrite=True)) == ["a", "b"]
+    assert not fingerprint.exists()  # nnU-Net would keep the old intensities
+    with pytest.raises(UserError, match="-n T"):  # preprocessed data of another name
+        bring_in(places, overwrite=True, name="Other")
+    fingerprint.parent.rmdir()
+    bring_in(places, overwrite=True, name="Other")
+    assert [p.name for p in (places / "raw").iterdir()] == ["Dataset901_Other"]
+
+
+def test_a_failed_overwrite_keeps_the_old_dataset(places):
+    source = write(places / "scans" / "a.nii.gz", body())
+    first = bring_in(places)
+    source.write_text("no image")
+    with pytest.raises(UserError, match="Nothing usable"):
+        bring_in(places, overwrite=True)
+    with pytest.raises(UserError, match="lies in the dataset"):
+        bring_in(places, first.folder / "labelsTr" / "a.nii.gz", overwrite=True)
+    assert [p.name for p in (places / "raw").iterdir()] == ["Dataset901_T"]
+    assert (first.folder / "labelsTr" / "a.nii.gz").is_file()
+
+
+def test_from_a_raw_dataset_without_its_test_cases(places):
+    folder = places / "raw" / "Dataset004_Labelled"
+    names = write_dataset(folder, 3, "MR", shape=(16, 24, 24), num_test=1)
+    listed = places / "tests.txt"
+    listed.write_text(f"# validation\n{names[1]}_0000.nii.gz\n\n{names[2]}  # also\nnot_there\n")
+    imported = bring_in(places, sources=[], from_dataset="4", channels=[], exclude=str(listed))
+    assert cases_of(imported) == names[:1]
+    assert imported.report["channels"] == ["MRI"]
+    assert imported.report["excluded"] == names[1:3] and imported.report["excluded_not_found"] == ["not_there"]
+    link = imported.folder / "imagesTr" / f"{names[0]}_0000.nii.gz"
+    assert link.resolve() == (folder / "imagesTr" / f"{names[0]}_0000.nii.gz").resolve()
+
+
+def test_exclusion_by_path_and_folder(places):
+    for patient in ("p1", "p2", "p3", "p4"):
+        write(places / f"scans/{patient}/ct.nii.gz", body(ord(patient[1])))
+    listed = places / "list.txt"
+    listed.write_text("p1/ct.nii.gz\np2\np3_ct\n")
+    imported = bring_in(places, exclude=str(listed))
+    assert cases_of(imported) == ["p4_ct"] and not imported.report["excluded_not_found"]
+
+
+def test_identical_volumes_are_reported_and_copies_of_excluded_ones_kept_out(places):
+    write(places / "scans/a.nii.gz", body(1))
+    write(places / "scans/b.mha", body(1).astype(np.float32))
+    write(places / "scans/test.nii.gz", body(2))
+    write(places / "scans/same_as_test.nrrd", body(2))
+    listed = places / "list.txt"
+    listed.write_text("test\n")
+    report = bring_in(places, exclude=str(listed)).report
+    assert report["identical"] == [["a", "b"]]
+    assert "excluded case test" in report["skipped"]["same_as_test"]["reason"]
+    assert not list((places / "raw").glob("*/*/same_as_test*"))
+
+
+def test_content_hash_is_of_what_is_shown():
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32))
+    image.SetSpacing((0.7, 0.8, 2.0))
+    reference = content_hash(image)
+    turned = sitk.DICOMOrient(image, "SRP")
+    assert turned.GetSize() != image.GetSize() and content_hash(turned) == reference
+    moved = sitk.Image(image)
+    moved.SetOrigin((10, 20, 30))
+    moved.SetSpacing((0.7000001, 0.8, 2.0))
+    assert content_hash(moved) == reference
+    coarser, brighter = sitk.Image(image), image + 1
+    coarser.SetSpacing((0.7, 0.8, 2.01))
+    assert len({reference, content_hash(coarser), content_hash(brighter), content_hash(image[:, :, 1:])}) == 4
+
+
+def test_mixed_orientations_get_the_reorienting_reader(places):
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+
+    lps = sitk.ReadImage(str(write(places / "scans/a.mha", body())))
+    sitk.WriteImage(sitk.DICOMOrient(lps, "PIR"), str(places / "scans/b.mha"))
+    imported = bring_in(places)
+    content = json.loads((imported.folder / "dataset.json").read_text())
+    assert content["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
+    assert content["file_ending"] == ".nii.gz"
+    assert imported.report["orientations"] == {"LPS": 1, "PIR": 1}
+    assert imported.report["identical"] == [["a", "b"]]
+    reader = NibabelIOWithReorient()
+    images = [reader.read_images([str(imported.folder / f"imagesTr/{c}_0000.nii.gz")])[0] for c in "ab"]
+    masks = [reader.read_seg(str(imported.folder / f"labelsTr/{c}.nii.gz"))[0] for c in "ab"]
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert 0 < masks[0].mean() < 1
+    assert not list(imported.folder.glob("*/*.mha"))
+
+
+def test_values_that_are_no_hounsfield_units_are_mentioned(places):
+    write(places / "scans/a.nii.gz", (body() + 2000).astype(np.int16))
+    assert "Hounsfield" in bring_in(places).report["warnings"]["a"][0]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_or_failed_import_leaves_nothing(places, monkeypatch, error):
+    write(places / "scans/a.nii.gz", body())
+
+    def converted_then_stopped(function, tasks, *_):
+        if not tasks:
+            return []
+        assert function(tasks[0]).reason is None
+        assert len(list((places / "raw").glob(".*/labelsTr/*"))) == 1
+        raise error
+
+    monkeypatch.setattr(importing, "run_all", converted_then_stopped)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+        bring_in(places)
+    assert_nothing_left(places)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_terminated_import_leaves_nothing(places):
+    """A pipe that nobody writes into keeps the import from ending by itself."""
+    write(places / "scans/a.nii.gz", body())
+    os.mkfifo(places / "scans/b.nii.gz")
+    command = [sys.executable, "-m", "nnunet_ssl.cli.main", "import", str(places / "scans"), "-d", "901", "-n", "T",
+               "--channel", "CT", "-np", "2"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 300
+        while not list((places / "raw").glob(".*/labelsTr/*")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=300) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    assert_nothing_left(places)
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(places):
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait(timeout=600)
+    left = places / "raw" / f".Dataset901_T.partial-{finished.pid}"
+    running = places / "raw" / ".Dataset901_T.partial-1"
+    for folder in (left, running):
+        (folder / "imagesTr").mkdir(parents=True)
+    write(places / "scans/a.nii.gz", body())
+    bring_in(places)
+    assert sorted(p.name for p in (places / "raw").iterdir()) == [".Dataset901_T.partial-1", "Dataset901_T"]
+
+
+def double_or_die(number):
+    if number == 3:
+        os._exit(9)
+    return 2 * number
+
+
+def test_a_task_that_kills_its_process_is_found():
+    assert run_all(double_or_die, [1, 3, 5], 2, "", died=lambda task: -task) == [2, -3, 10]
+
+
+def test_real_volumes(places, shared_data):
+    sources = [shared_data / "OpenKBP/images" / f"kbp_{n:03d}.nii.gz" for n in (51, 143)]
+    imported = bring_in(places, *sources)
+    shares = [row["foreground"] for row in imported.report["imported"].values()]
+    assert len(shares) == 2 and all(0.002 < share < 0.05 for share in shares)
