@@ -78,6 +78,7 @@ setup(
         "acvl-utils",
         "SimpleITK",
         "numpy",
+        "nibabel",
         "scipy",
         "blosc2",
         "matplotlib",
