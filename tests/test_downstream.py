@@ -31,6 +31,7 @@ from tests.downstream_tools import (
     pretrained_file,
     relabel,
     same,
+    set_ssl,
     states,
 )
 from tests.oracles.evaluation_loss import evaluation_loss
@@ -452,3 +453,64 @@ def test_network_is_rebuilt_from_the_plan(name, network, ndim, tmp_path, monkeyp
     output = built.eval()(x)
     assert output.shape == (1, 3, *dataset.patch)
     assert torch.allclose(output, trainer.network.eval()(x), atol=1e-6)
+
+
+# ---- what a GPU adds: scaled gradients, compilation, several processes
+
+
+@pytest.mark.parametrize("name", ["SSLFineTuneTrainer", "SSLLinearProbeTrainer"])
+def test_scaled_gradients_and_compiled_network(name, dataset, tmp_path, monkeypatch):
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
+    ssl = {**SHORT, "num_epochs": 1, "freeze_fraction": 0.5, "head": "linear",
+           "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}  # fmt: skip
+    trainer = make_trainer(dataset, name, ssl)
+    trainer._do_i_compile = lambda: True
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.on_train_start()
+    network = trainer.network._orig_mod
+    before = states(network, "backbone"), states(network, "head")
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    assert same(before[0], states(network, "backbone")) and not same(before[1], states(network, "head"))
+    trainer.train_step(next(trainer.dataloader_train))
+    assert same(before[0], states(network, "backbone")) == (name == "SSLLinearProbeTrainer")
+    trainer.save_checkpoint(str(tmp_path / "x.pth"))
+    stored = torch.load(tmp_path / "x.pth", weights_only=True)["network_weights"]
+    assert stored.keys() == network.state_dict().keys()
+
+
+@pytest.fixture
+def one_process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+DDP_CASES = [("SSLFineTuneTrainer", "linear"), ("SSLFrozenTrainer", "linear"), ("SSLFrozenTrainer", "stock"),
+             ("SSLNonlinearProbeTrainer", "stock")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "head"), DDP_CASES)
+def test_every_trainable_parameter_gets_a_gradient(name, head, dataset, tmp_path, one_process_group):
+    """DistributedDataParallel stops at the second step where one does not."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    set_ssl(dataset, {**SHORT, "head": head})
+    plans = PlansManager(str(plans_path(dataset)))
+    cls = getattr(importlib.import_module(f"nnunet_ssl.trainers.{name}"), name)
+    network = cls.build_network_architecture(plans, plans.get_configuration(dataset.configuration), 1, 3)
+    parallel = torch.nn.parallel.DistributedDataParallel(network)
+    for _ in range(3):
+        output = parallel(torch.randn(1, 1, *dataset.patch))
+        sum(o.square().mean() for o in (output if isinstance(output, list) else [output])).backward()
+
+
+def test_stem_is_adapted_to_other_channels(tmp_path, monkeypatch):
+    dataset = enter(tiny_dataset(tmp_path, labelled=True, channels=2), monkeypatch)
+    ssl = {**SHORT, "pretrained": {"path": str(pretrained_file(dataset, tmp_path, channels=1))}}
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", ssl)
+    trainer.on_train_start()
+    report = json.loads((dataset_folder(trainer) / "transfer_report.json").read_text(encoding="utf-8"))
+    assert sum(row["status"] == "adapted" for row in report["tensors"]) == 1

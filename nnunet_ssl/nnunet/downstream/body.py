@@ -21,7 +21,8 @@ class SegmentationWithBody:
         self.dtype = np.dtype(np.int16)
 
     def __getitem__(self, index: tuple[slice, ...]) -> NDArray[np.int16]:
-        labels = np.asarray(self.segmentation[(slice(0, 1), *index[1:])])
+        box = (slice(0, 1), *index[1:])
+        labels = np.asarray(self.segmentation[box])
         return np.concatenate([labels.astype(np.int16), self.body[index[1:]][None].astype(np.int16)])
 
 

@@ -15,6 +15,8 @@ from nnunet_ssl.nnunet.downstream.network import DownstreamNetwork, bare
 from nnunet_ssl.nnunet.linear_fit import VoxelSample, collect_voxels, fit_linear, to_head
 from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_levels, pyramid_strides
 
+MAX_CASES = 32  # seen by a fit; a seeded choice where there are more
+PASSES_FIT, PASSES_MOMENTS = 256, 64  # forward passes over all cases, shared evenly
 LEAST_STD = 1e-3  # of the typical channel: one that hardly varies is not blown up
 
 
@@ -69,7 +71,7 @@ def set_moments(network: DownstreamNetwork, features: Tensor) -> None:
 @torch.no_grad()
 def fold_moments(network: DownstreamNetwork) -> None:
     """Move a linear head's standardisation into its convolutions: the same logits, moments of 0 and 1."""
-    layers: Any = network.head.seg_layers  # type: ignore[union-attr]
+    layers: Any = network.head.seg_layers
     for number, layer in enumerate(layers):
         mean, std = network.moments(number)
         layer.weight.div_(std.view(1, -1, *[1] * (layer.weight.ndim - 2)))
@@ -116,10 +118,13 @@ def prepare_head(trainer: Any) -> None:
     if not standardise and not fit:
         return
     if trainer.local_rank == 0:
-        dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(trainer.do_split()[0]))
-        cases = [dataset.load_case(key)[:2] for key in dataset.identifiers]
-        sample = sample_features(network, cases, trainer.configuration_manager.patch_size, trainer.label_manager,
-                                 trainer.device, trainer.recipe.seed or 0)  # fmt: skip
+        seed = trainer.recipe.seed or 0
+        keys = np.random.default_rng(seed).permutation(sorted(trainer.do_split()[0]))[:MAX_CASES].tolist()
+        dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+        passes = (PASSES_FIT if fit else PASSES_MOMENTS) // len(keys)
+        sample = sample_features(network, [dataset.load_case(key)[:2] for key in dataset.identifiers],
+                                 trainer.configuration_manager.patch_size, trainer.label_manager, trainer.device, seed,
+                                 max_windows=min(64, passes))  # fmt: skip
         if standardise:
             set_moments(network, sample.features.to(trainer.device))
         if fit:
@@ -133,5 +138,5 @@ def prepare_head(trainer: Any) -> None:
 
 def _num_outputs(network: nn.Module) -> int:
     if isinstance(network, DownstreamNetwork) and isinstance(network.head, LinearHead):
-        return int(network.head.seg_layers[0].weight.shape[0])  # type: ignore[union-attr,arg-type]
-    return int(network.decoder.seg_layers[-1].weight.shape[0])  # type: ignore[union-attr,index,arg-type]
+        return int(network.head.seg_layers[0].weight.shape[0])
+    return int(network.decoder.seg_layers[-1].weight.shape[0])

@@ -66,7 +66,7 @@ class DownstreamNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, *S) -> logits (B, K, *S); the stock head gives a list under deep supervision"""
         if self.head is None:
-            return self.decoder(self.encoder(x))  # type: ignore[no-any-return]
+            return self.decoder(self.encoder(x))
         levels = self.levels(x)
         if self.standardise:
             levels = [self._standardised(level, number) for number, level in enumerate(levels)]
@@ -80,7 +80,7 @@ class DownstreamNetwork(nn.Module):
 
     def moments(self, number: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C_l,) of a level's channels: the buffers themselves."""
-        layers: Any = self.head.seg_layers  # type: ignore[union-attr]
+        layers: Any = self.head.seg_layers
         return getattr(layers, f"mean_{number}"), getattr(layers, f"std_{number}")
 
 

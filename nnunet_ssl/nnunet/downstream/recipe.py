@@ -34,7 +34,8 @@ class DownstreamRecipe:
     mirror_axes       spatial axes (0: first axis of the patch) mirrored in training and at test time; None: nnU-Net's
     labelled          ``{"n": N, "draw": k}``: train on N of the fold's training cases; nested over N
     min_transferred   smallest share of the backbone's parameters that must come from the checkpoint
-    seed              None leaves the random generators alone, as nnU-Net does
+    seed              None leaves the random generators alone, as nnU-Net does; with a number, and nnUNet_n_proc_DA=0
+                      (nnU-Net's worker processes draw freely), a training repeats itself, also across --c
     regions           written by the trainer into its copy of the plan where the labels are regions: leave it alone
     The other names are nnU-Net's.
     """
