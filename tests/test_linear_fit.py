@@ -4,9 +4,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nnunet_ssl.heads import LinearHead
 
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.nnunet.linear_fit import (
     choose_windows,
     class_weights,

@@ -104,7 +104,7 @@ def test_a_block_without_a_dataset_is_refused():
 @pytest.mark.parametrize(("edit", "words"), [
     (lambda plans, c: c.update(normalization_schemes=["ZScoreNormalization"]), "normalization_schemes"),
     (lambda plans, c: c.update(spacing=[1.0, 1.0, 2.0]), "spacing"),
-    (lambda plans, c: plans["foreground_intensity_properties_per_channel"]["0"].update(mean=70.0), "mean of CT channel 0"),
+    (lambda plans, c: plans["foreground_intensity_properties_per_channel"]["0"].update(mean=7.0), "mean of CT channel"),
     (lambda plans, c: plans.update(transpose_forward=[2, 0, 1]), "transpose_forward"),
 ])  # fmt: skip
 def test_other_preprocessing_is_refused(tmp_path, monkeypatch, edit, words):

@@ -18,7 +18,7 @@ from nnunet_ssl.nnunet.windows import LevelsOf, Window, lift, read_window, windo
 from nnunet_ssl.pyramid import gather, upsample_nearest
 
 
-def pick_levels(channels: Sequence[int], levels: Sequence[int] | None) -> list[int]:
+def pick_levels(channels: Sequence[Any], levels: Sequence[int] | None) -> list[int]:
     """The levels asked for, all of them for None. Raises ValueError for a level that the pyramid does not have."""
     chosen = list(range(len(channels))) if levels is None else [int(level) for level in levels]
     wrong = [level for level in chosen if not 0 <= level < len(channels)]
@@ -116,7 +116,8 @@ def dense_map(
 def _gaussian(patch: tuple[int, ...]) -> Tensor:
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-    return compute_gaussian(patch, dtype=torch.float32, device=torch.device("cpu"))
+    weight: Tensor = compute_gaussian(patch, dtype=torch.float32, device=torch.device("cpu"))
+    return weight
 
 
 def _overlap(

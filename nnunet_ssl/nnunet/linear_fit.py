@@ -148,13 +148,15 @@ def class_weights(labels: torch.Tensor, weights: torch.Tensor, num_classes: int,
 
 
 def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weights: torch.Tensor | None = None, *,
-               balance: float = 0.75, l2: float = 1e-4, max_iter: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+               balance: float = 0.75, l2: float = 1e-4, max_iter: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression by LBFGS -> W (K, C) float32, b (K) float32, for features as they are.
 
     features (n, C); labels (n,) int64 in 0..K-1, or (n, K) of 0 and 1 for regions (then K independent sigmoids, each
     weighted as a problem of two classes); weights (n,), the voxels that each row stands for (default 1). Minimises the
     weighted mean cross-entropy + l2 / 2 |W|^2 with W acting on standardised channels; the standardisation is folded in.
-    balance: class c weighs N_c ** balance, see `class_weights`. Raises ValueError for features that are not finite.
+    balance: class c weighs N_c ** balance, see `class_weights`. The defaults of balance and l2 were the best of a grid
+    on held-out training cases of a CT data set with five small organs (Dice .18; balance 1 gave .10).
+    Raises ValueError for features that are not finite.
     """
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features hold values that are not finite")

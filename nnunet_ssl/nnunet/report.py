@@ -77,7 +77,7 @@ def untrained(trainer: Any) -> nn.Module:
     """The network as the training started: same plan, same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.recipe.seed)
-        network = trainer.build_network_architecture(
+        network: nn.Module = trainer.build_network_architecture(
             trainer.plans_manager, trainer.configuration_manager, trainer.num_input_channels,
             trainer.label_manager.num_segmentation_heads, False,
         )  # fmt: skip
@@ -105,6 +105,7 @@ def pair_metrics(trainer: Any, networks: dict[str, Any]) -> dict[str, Any]:
     if not count:
         return {name: {} for name in networks}
     _, loader = preparing.loaders(trainer, start=0, only_validation=True)
+    assert loader is not None  # count > 0
     outputs: dict[str, list[Any]] = {name: [] for name in networks}
     try:
         for index in range(count):

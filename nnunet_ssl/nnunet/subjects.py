@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_ssl.nnunet.loader import B2ndVolume
+from nnunet_ssl.nnunet.b2nd import B2ndVolume
 from nnunet_ssl.nnunet.masks import mask_maker
 
 MIDDLE = 0.7  # of the foreground's bounding box: where queries are taken from, away from the borders
