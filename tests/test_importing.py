@@ -10,7 +10,6 @@ import SimpleITK as sitk
 
 from nnunet_ssl.nnunet.phantom_dataset import write_dataset
 from nnunet_ssl.nnunet.volumes import content_hash
-
 from tests.import_tools import body, bring_in, cases_of, places, write
 
 __all__ = ["places"]  # a fixture

@@ -18,7 +18,6 @@ from nnunet_ssl.cli.main import main
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import importing
 from nnunet_ssl.nnunet.pool import run_all
-
 from tests.import_tools import SIZE, assert_nothing_left, body, bring_in, cases_of, places, write
 
 __all__ = ["places"]  # a fixture
