@@ -164,44 +164,52 @@ def write_features(
     output = Path(output)
     if not output.name.endswith((".nii", ".nii.gz")):
         raise UserError(f"The output is {output}; expected a name that ends in .nii.gz or .nii.")
-    ending = ".nii.gz" if output.name.endswith(".gz") else ".nii"
-    name = output.name[: -len(ending)]
     frozen = load_frozen(checkpoint, device)
-    strides, channels = pyramid_strides(frozen.network), pyramid_channels(frozen.network)
+    channels = pyramid_channels(frozen.network)
+    chosen = _checked_levels(channels, levels, pca)
+    data, properties, reader = preprocess(frozen, images)
+    _check_memory(sum(channels[i] for i in chosen), data.shape[1:], fp16)
+    features = dense_features(
+        levels_reader(frozen.network), pyramid_strides(frozen.network), data, frozen.configuration.patch_size,
+        levels=chosen, dtype=torch.float16 if fp16 else torch.float32, step=step, stitch=stitch, device=device,
+    )  # fmt: skip
+    grid = grid_of(images[0], reader, properties, frozen.plans, data.shape[1:])
+    features = features.permute(0, *(1 + axis for axis in frozen.plans.transpose_backward))  # the file's own axes
+    return _write(output, features, grid, {"levels": chosen, "channels": [channels[i] for i in chosen]}, pca)
+
+
+def _checked_levels(channels: Sequence[int], levels: Sequence[int] | None, pca: int | None) -> list[int]:
     try:
         chosen = pick_levels(channels, levels)
     except ValueError as error:
         raise UserError(f"--levels: {error}.") from error
-    if pca is not None and not 1 <= pca <= sum(channels[i] for i in chosen):
-        raise UserError(f"--pca is {pca}; expected 1 to {sum(channels[i] for i in chosen)}, the levels' channels.")
-    data, properties, reader = preprocess(frozen, images)
-    _check_memory(sum(channels[i] for i in chosen), data.shape[1:], fp16)
-    features = dense_features(
-        levels_reader(frozen.network), strides, data, frozen.configuration.patch_size, levels=chosen,
-        dtype=torch.float16 if fp16 else torch.float32, step=step, stitch=stitch, device=device,
-    )  # fmt: skip
-    grid = grid_of(images[0], reader, properties, frozen.plans, data.shape[1:])
-    backward = list(frozen.plans.transpose_backward)
-    features = features.permute(0, *(1 + axis for axis in backward))  # the file's own axes
-    written = []
-    if fp16:
-        written += _write_half(output.with_name(name), features, grid, chosen, channels)
+    width = sum(channels[i] for i in chosen)
+    if pca is not None and not 1 <= pca <= width:
+        raise UserError(f"--pca is {pca}; expected 1 to {width}, the levels' channels.")
+    return chosen
+
+
+def _write(output: Path, features: Tensor, grid: Grid, about: dict[str, Any], pca: int | None) -> list[Path]:
+    """Write (C, z, y, x) and its components by the names that `write_features` states; returns the files."""
+    ending = ".nii.gz" if output.name.endswith(".gz") else ".nii"
+    name = output.name[: -len(ending)]
+    if features.dtype == torch.float16:
+        written = _write_half(output.with_name(name), features, grid, about)
     else:
         write_vectors(output, features.permute(1, 2, 3, 0).contiguous().numpy(), grid)
-        written.append(output)
+        written = [output]
     if pca is not None:
-        path = output.with_name(f"{name}_pca{ending}")
-        write_vectors(path, colour(features, pca), grid)
-        written.append(path)
+        written.append(output.with_name(f"{name}_pca{ending}"))
+        write_vectors(written[-1], colour(features, pca), grid)
     return written
 
 
-def _write_half(stem: Path, features: Tensor, grid: Grid, chosen: list[int], channels: Sequence[int]) -> list[Path]:
+def _write_half(stem: Path, features: Tensor, grid: Grid, about: dict[str, Any]) -> list[Path]:
     array, description = stem.with_name(stem.name + ".npy"), stem.with_name(stem.name + ".json")
     with replacing(array) as beside:
         np.save(beside, features.numpy())
     write_json(description, {
-        "array": array.name, "axes": "C, z, y, x", "levels": chosen, "channels": [channels[i] for i in chosen],
+        "array": array.name, "axes": "C, z, y, x", **about,
         "spacing_mm_xyz": grid.spacing, "origin_mm_xyz": grid.origin, "direction": grid.direction,
     })  # fmt: skip
     return [array, description]

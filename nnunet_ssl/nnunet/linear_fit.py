@@ -160,9 +160,9 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, w
     """
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features hold values that are not finite")
-    features, regions = features.float(), labels.dim() == 2
+    features = features.float()
     weights = torch.ones(len(features), device=features.device) if weights is None else weights.to(features.device)
-    if regions:
+    if labels.dim() == 2:
         columns = [class_weights(column, weights, 2, balance) for column in labels.long().T]
         rows = torch.stack(columns, 1)  # (n, K)
     else:
@@ -172,15 +172,23 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, w
     # A channel that does not vary says nothing; dividing by its rounding noise would make it speak.
     scale = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), 1 / std, torch.zeros_like(std))
     x = (features - mean.float()) * scale.float()
+    weight, bias = _minimise(x, labels, rows, num_classes, l2, max_iter)
+    folded = weight * scale
+    return folded.float(), (bias - folded @ mean).float()
+
+
+def _minimise(x: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, num_classes: int, l2: float,
+              max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """W (K, C) and b (K), float64, for standardised x (n, C); rows: weights (n,), or (n, K) of regions."""
     weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, device=x.device, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, history_size=20, tolerance_grad=1e-9,
-                                  tolerance_change=1e-12, line_search_fn="strong_wolfe")
+                                  tolerance_change=1e-12, line_search_fn="strong_wolfe")  # fmt: skip
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         logits = functional.linear(x, weight.float()).double() + bias  # (n, K); products in float32, sums in float64
-        if regions:
+        if labels.dim() == 2:
             rowwise = functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
         else:
             rowwise = functional.cross_entropy(logits, labels, reduction="none")
@@ -190,8 +198,7 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, num_classes: int, w
 
     with torch.enable_grad():
         optimizer.step(closure)
-    folded = weight.detach() * scale
-    return folded.float(), (bias.detach() - folded @ mean).float()
+    return weight.detach(), bias.detach()
 
 
 @torch.no_grad()
