@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import nnunet_ssl
 from nnunet_ssl.errors import UserError
@@ -54,6 +56,7 @@ def stock_plan(
             instance = planner_type(dataset.name, plans_name=plans_name, **arguments)
             instance.dataset, instance.dataset_json = dataset.cases, {**dataset.json, "numTraining": len(dataset.cases)}
             instance.lowres_creation_threshold = 0.0  # no 3d_lowres: there is nothing to pretrain in a cascade
+            instance.static_estimate_VRAM_usage = partial(_estimate, instance.static_estimate_VRAM_usage)
             instance.save_plans = lambda plans: None  # written once it is complete, see write_plans
             plans = instance.plan_experiment()
     except UserError:
@@ -66,6 +69,12 @@ def stock_plan(
     for name, configuration in plain["configurations"].items():
         configuration["data_identifier"] = f"{plans_name}_{name}"
     return plain
+
+
+def _estimate(stock: Any, *arguments: Any) -> Any:
+    """nnU-Net's estimate of a network's memory, with a network that has no memory: the same number, sooner."""
+    with torch.device("meta"):
+        return stock(*arguments)
 
 
 def median_shape(dataset: RawDataset, spacing_mm: Sequence[float], transpose: Sequence[int]) -> list[float]:
