@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -156,3 +157,18 @@ def test_labels_are_laid_over_in_colour() -> None:
 
 def test_the_sizes_differ() -> None:
     assert story.SHORTEST.epochs * story.SHORTEST.epoch_steps < story.NORMAL.epochs * story.NORMAL.epoch_steps
+
+
+def test_the_cores_are_shared_out() -> None:
+    mine = os.sched_getaffinity(0)
+    (everything,) = shell.shares(1)
+    assert everything == mine
+    parts = shell.shares(2)
+    if len(mine) >= 2:
+        assert set().union(*parts) == mine and not parts[0] & parts[1]
+    assert shell.shares(len(mine) + 1) == [frozenset()] * (len(mine) + 1)  # too few: nobody is bound
+
+
+def test_a_terminated_demo_ends_what_it_started() -> None:
+    with pytest.raises(KeyboardInterrupt), shell.sigterm_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)

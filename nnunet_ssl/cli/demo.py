@@ -19,10 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it, print the table, and say where the page is."""
     from nnunet_ssl.demo.page import text_table
+    from nnunet_ssl.demo.shell import sigterm_as_interrupt
     from nnunet_ssl.demo.story import Story
 
     story = Story(Path(args.output), args.shortest, args.device)
-    page = story.tell()
+    with sigterm_as_interrupt():
+        page = story.tell()
     print(f"\nDice on {story.size.tests} test phantoms, labels of {story.size.labelled} for training:\n")
     print(text_table(story.results))
     print(f"\n{story.results.seconds:.0f} s. Page: {page}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import nnunet_ssl
 from nnunet_ssl.errors import UserError
@@ -68,8 +71,11 @@ class Shell:
         self._running: list[subprocess.Popen[bytes]] = []
         self._lock, self._stopped = threading.Lock(), False
 
-    def run(self, title: str, *words: object, workers: str | None = "0") -> None:
-        """One command. ``workers``: nnUNet_n_proc_DA; 0 suits a training on a CPU, planning wants None."""
+    def run(self, title: str, *words: object, workers: str | None = "0", cores: Set[int] = frozenset()) -> None:
+        """One command. ``workers``: nnUNet_n_proc_DA; 0 suits a training on a CPU, planning wants None.
+
+        ``cores``: those that it may use, all if empty.
+        """
         typed = [str(word) for word in words]
         env = {key: value for key, value in self.env.items() if key != "nnUNet_n_proc_DA"}
         env |= {} if workers is None else {"nnUNet_n_proc_DA": workers}
@@ -82,6 +88,8 @@ class Shell:
             print(f"$ {shlex.join(typed)}", flush=True)
             process = subprocess.Popen(located(typed), env=env, stdin=subprocess.DEVNULL, stdout=handle,
                                        stderr=subprocess.STDOUT)  # fmt: skip
+            if cores:
+                os.sched_setaffinity(process.pid, cores)
             self._running.append(process)
         with handle:
             status = process.wait()
@@ -98,8 +106,20 @@ class Shell:
 
     def together(self, jobs: Sequence[tuple[object, ...]], at_once: int = 2) -> None:
         """Several commands (the arguments of ``run``), ``at_once`` at a time; one that fails ends them all."""
+        # nnU-Net starts as many threads as the machine has cores, and two crowds on the same cores stop each other.
+        free: SimpleQueue[Set[int]] = SimpleQueue()
+        for part in shares(at_once):
+            free.put(part)
+
+        def in_share(job: tuple[object, ...]) -> None:
+            part = free.get()
+            try:
+                self.run(*job, cores=part)  # type: ignore[arg-type]
+            finally:
+                free.put(part)
+
         with ThreadPoolExecutor(at_once) as pool:
-            futures = [pool.submit(self.run, *job) for job in jobs]  # type: ignore[arg-type]
+            futures = [pool.submit(in_share, job) for job in jobs]
             try:
                 for future in futures:
                     future.result()
@@ -113,6 +133,24 @@ class Shell:
             self._stopped = True
             for process in self._running:
                 process.terminate()
+
+
+def shares(parts: int) -> list[Set[int]]:
+    """The cores that this process may use, in so many disjoint parts; empty ones where there are too few."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [frozenset()] * parts
+    cores = sorted(os.sched_getaffinity(0))
+    return [frozenset(cores[part::parts]) if len(cores) >= parts else frozenset() for part in range(parts)]
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt, so that what was started is ended too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _failure(title: str, status: int, log: Path) -> str:

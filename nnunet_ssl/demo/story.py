@@ -138,13 +138,12 @@ class Story:
     def _train_and_predict(self) -> None:
         number, raw = LABELLED[0], self._raw(LABELLED)
         chosen = {arm.name: ("-tr", arm.trainer, "-p", arm.plan) for arm in ARMS}
-        configurations = {arm.name: "untrained" if arm.plan == UNTRAINED else "3d_fullres" for arm in ARMS}
         self.shell.together([
-            (f"train {arm.title}", "nnUNetv2_train", number, configurations[arm.name], "all", *chosen[arm.name],
-             *self._device()) for arm in ARMS
+            (f"train {arm.title}", "nnUNetv2_train", number, "3d_fullres", "all", *chosen[arm.name], *self._device())
+            for arm in ARMS
         ])  # fmt: skip
         self.shell.together([
-            (f"predict {arm.title}", "nnUNetv2_predict", "-d", number, "-c", configurations[arm.name], "-f", "all",
+            (f"predict {arm.title}", "nnUNetv2_predict", "-d", number, "-c", "3d_fullres", "-f", "all",
              *chosen[arm.name], "-i", raw / "imagesTs", "-o", self._predicted(arm), "-npp", 1, "-nps", 1,
              *self._device()) for arm in ARMS
         ])  # fmt: skip
