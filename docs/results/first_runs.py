@@ -3,7 +3,7 @@
     python docs/results/first_runs.py 804 -p PLANS --out results.jsonl \\
         --jobs finetune:1:0:100 linear:1:0:100 --test
 
-A job is PROTOCOL:N:DRAW:STEPS with further ``:key=value`` (any downstream field, e.g. ``:initial_lr=0.003``). It becomes
+A job is PROTOCOL:N:DRAW:STEPS with further ``:key=value`` (any downstream field, e.g. ``:initial_lr=0.003``). It is
 one configuration of the plan, one ``nnUNetv2_train`` and, with ``--test``, one ``nnUNetv2_predict``.
 
 Fold 0 is made here once: ``--validation-cases`` training cases that no draw may use; nnU-Net's own validation on them
