@@ -26,6 +26,8 @@ def apply_changes(
     ``several``: the changes go to 2d and 3d configurations alike; patches and spacings only where the axes fit.
     ``cls``: the dataclass of the ``ssl`` block where it is not a pretraining's Recipe.
     """
+    if cls is None and isinstance(configuration.get("ssl"), Mapping):
+        configuration = {**configuration, "ssl": complete(configuration["ssl"])}
     check_keys(changes, configuration, where)
     axes = len(configuration["patch_size"])
     fitting = {
@@ -47,11 +49,17 @@ def apply_changes(
     return changed
 
 
+def checked_spacing(spacing: Any) -> list[float]:
+    """The spacing (mm) if it is one, else UserError."""
+    good = isinstance(spacing, list) and len(spacing) in (2, 3)
+    if not good or not all(isinstance(s, int | float) and s > 0 for s in spacing):
+        raise UserError(f"spacing is {spacing!r}; expected positive numbers in mm, e.g. --set spacing=[2,1,1].")
+    return [float(s) for s in spacing]
+
+
 def respace(plans: Mapping[str, Any], configuration: dict[str, Any], dataset: RawDataset) -> None:
     """Spacing as the user gave it (mm; z, y, x of the files) -> the plan's order of axes, and median image size."""
-    spacing = configuration["spacing"]
-    if not isinstance(spacing, list) or not all(isinstance(s, int | float) and s > 0 for s in spacing):
-        raise UserError(f"spacing is {spacing!r}; expected positive numbers in mm, e.g. --set spacing=[2,1,1].")
+    spacing = checked_spacing(configuration["spacing"])
     if len(spacing) == 3:
         configuration["spacing"] = [float(spacing[axis]) for axis in plans["transpose_forward"]]
     configuration["median_image_size_in_voxels"] = full_shape(plans, configuration, dataset)
@@ -120,9 +128,9 @@ def fit_memory(
     before = (configuration["batch_size"], list(configuration["patch_size"]))
     recipe = parse(configuration["ssl"], recipe_class(configuration["ssl"]))
     may_batch = "batch_size" not in fixed and "pairs_per_batch" not in fixed.get("ssl", {})
+    cost = memory.measure(configuration["architecture"], channels, configuration["patch_size"])
     while True:
         patch, pairs = configuration["patch_size"], configuration["batch_size"]
-        cost = memory.measure(configuration["architecture"], channels, patch)
         needed = memory.step_gib(cost, pairs, recipe, half=True)
         if needed <= gpu_memory_gb:
             break
@@ -132,6 +140,7 @@ def fit_memory(
         elif axes:
             axis = max(axes, key=lambda i: patch[i] / median[i])
             patch[axis] -= stride[axis]
+            cost = memory.measure(configuration["architecture"], channels, patch)
         else:
             raise UserError(
                 f"{name} needs about {needed:.1f} GiB with {pairs} pairs of {patch}, asked for were {gpu_memory_gb:g}. "

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,6 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def open_dataset(identifier: int | str) -> RawDataset:
     """Find a raw dataset; where cases have no label, foreground masks are made in the preprocessed folder instead."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
     name = dataset_name(identifier)
     folder = environment_folder("nnUNet_raw") / name
     environment_folder("nnUNet_preprocessed")
@@ -116,7 +115,7 @@ def open_dataset(identifier: int | str) -> RawDataset:
             raise UserError(f"{folder / 'dataset.json'} has no {key}, which nnU-Net needs (its dataset_format.md).")
     if "dataset" not in content and not (folder / "imagesTr").is_dir():
         raise UserError(f"{folder} has no imagesTr folder. Put the images there as CASE_0000{content['file_ending']}.")
-    cases = get_filenames_of_train_images_and_targets(str(folder), json.loads(json.dumps(content)))
+    cases = _cases(folder, content)
     if not cases:
         ending = content["file_ending"]
         raise UserError(f"{folder / 'imagesTr'} holds no {ending} images. Check file_ending in dataset.json.")
@@ -124,6 +123,26 @@ def open_dataset(identifier: int | str) -> RawDataset:
     if "labels" not in content or not all(Path(case["label"]).is_file() for case in cases.values()):
         _mask(dataset)
     return dataset
+
+
+def _cases(folder: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Image and label files by case, as nnU-Net finds them: listed in dataset.json, or by name in imagesTr."""
+    if "dataset" in content:
+        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+        listed: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
+            str(folder), json.loads(json.dumps(content))
+        )
+        return listed
+    ending = content["file_ending"]
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+    cases: dict[str, dict[str, Any]] = {}
+    for path in sorted((folder / "imagesTr").iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match:
+            label = str(folder / "labelsTr" / f"{match[1]}{ending}")
+            cases.setdefault(match[1], {"images": [], "label": label})["images"].append(str(path))
+    return cases
 
 
 def _mask(dataset: RawDataset) -> None:

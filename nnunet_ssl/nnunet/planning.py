@@ -13,6 +13,7 @@ from nnunet_ssl.nnunet.configurations import (
     add_configuration,
     apply_changes,
     check_configuration,
+    checked_spacing,
     fit_memory,
     respace,
 )
@@ -97,7 +98,7 @@ def _base_plan(
     else:
         preset = load_preset(request.preset)
         planner = request.planner or preset["planner"]
-        spacing = changes.get("spacing", preset.get("spacing_mm"))
+        spacing = checked_spacing(changes["spacing"]) if "spacing" in changes else preset.get("spacing_mm")
         plans = stock_plan(dataset, planner, request.plans_name, spacing, request.gpu_memory_gb)
         notes = apply_preset(plans, preset, dataset.channels)
         changes = {key: value for key, value in changes.items() if key != "spacing"}  # the planner has it already

@@ -72,7 +72,8 @@ def check_keys(changes: Mapping[str, Any], configuration: Mapping[str, Any], whe
         if key in ("inherits_from", "data_identifier"):
             raise UserError(f"{key} of {where} is decided by nnunet_ssl and cannot be set.")
         if key not in known:
-            near = difflib.get_close_matches(key, [*known, *(f"ssl.{name}" for name in known)], n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            near = [f"ssl.{key}"] if key in configuration.get("ssl", {}) else near
             hint = f' Did you mean "{near[0]}"?' if near else ""
             raise UserError(
                 f'"{key}" is no setting of {where}.{hint} Known: {", ".join(known)}; settings of the pretraining start '
