@@ -1,7 +1,7 @@
 """Pictures of dense features: planes through a volume, colours of principal components, similarity to one voxel.
 
-Frame: arrays (z, y, x); axial planes are shown with y downwards, the other two with z upwards, as radiologists look at
-a patient stored in nnU-Net's usual order. Figures are made without pyplot, which keeps state between calls.
+Frame: arrays as the network sees them, after nnU-Net's transpose; planes are named by the array axis that they cut,
+because where a patient's left lies is not known there. Figures are made without pyplot, which keeps state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from nnunet_ssl.nnunet.files import replacing
 
-PLANES = ("axial", "coronal", "sagittal")
+PLANES = ("across axis 0", "across axis 1", "across axis 2")
 MAX_SIDE = 128  # pixels of a plane's longer side; larger planes are thinned out
 
 

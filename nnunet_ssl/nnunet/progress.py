@@ -105,7 +105,9 @@ def plot(folder: str, rows: Sequence[Metrics]) -> None:
     for ax, (title, keys, logarithmic) in zip(axes, PANELS, strict=True):
         keys = keys or [key for key in rows[0] if key.startswith("term_")]
         for label, values in _curves(rows, keys):
-            ax.plot([row["epoch"] for row in rows], values, label=label, marker="." if len(rows) < 30 else None)
+            points = [(row["epoch"], v) for row, v in zip(rows, values, strict=True) if not math.isnan(v)]
+            if points:
+                ax.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
         ax.set_title(title)
         ax.set_xlabel("epoch")
         if logarithmic and ax.lines:
