@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssl.cli.main import main
+from nnunet_ssl.cli.main import build_parser, main
 from nnunet_ssl.demo import page, shell, story
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.demo_data import coloured, draw_predictions, write_phantoms
@@ -42,7 +43,8 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def results() -> story.Results:
-    made = story.Results(story.SHORTEST, story.ARMS, organs={"1": "liver", "2": "left <kidney>"}, seconds=90.0)
+    size = dataclasses.replace(story.SHORTEST, arms=story.ARMS)
+    made = story.Results(size, organs={"1": "liver", "2": "left <kidney>"}, seconds=90.0)
     for number, arm in enumerate(story.ARMS):
         made.dice[arm.name] = {"mean": 0.1 * number, "1": 0.2 * number, "2": math.nan}
     made.metrics = [{"retrieval_at_1": 0.25, "effective_rank": 31.0}]
@@ -172,3 +174,38 @@ def test_the_cores_are_shared_out() -> None:
 def test_a_terminated_demo_ends_what_it_started() -> None:
     with pytest.raises(KeyboardInterrupt), shell.sigterm_as_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("size", [story.NORMAL, story.SHORTEST])
+def test_the_story_is_told_with_commands_that_exist(
+    size: story.Size, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All commands in order, with a shell that runs none and leaves what they would."""
+    typed: list[list[str]] = []
+
+    def pretend(self: shell.Shell, title: str, *words: object, **_: object) -> None:
+        command = [str(word) for word in words]
+        typed.append(command)
+        if command[0] == "nnunet_ssl":
+            build_parser([command[1]]).parse_args(command[1:])
+        elif command[0] == "nnUNetv2_train" and "Pretrain" in title + command[5]:
+            run = told._run_of(command[2])
+            run.mkdir(parents=True)
+            (run / "metrics.jsonl").write_text('{"retrieval_at_1": 0.5}\n')
+        elif command[0] == "nnUNetv2_evaluate_folder":
+            scores = {str(label): {"Dice": 0.5} for label in range(1, 5)}
+            Path(command[2]).mkdir(parents=True)
+            (Path(command[2]) / "summary.json").write_text(
+                json.dumps({"foreground_mean": {"Dice": 0.5}, "mean": scores}))
+
+    monkeypatch.setattr(shell.Shell, "run", pretend)
+    monkeypatch.setattr(story.Story, "_pictures", lambda self: {})
+    told = story.Story(tmp_path / "demo")
+    told.size = told.results.size = dataclasses.replace(size, unlabelled=1, labelled=1, tests=1)
+    assert told.tell().is_file()
+    trained = [command[5] for command in typed if command[0] == "nnUNetv2_train"]
+    assert trained == [story.PRETRAINER] * (2 if size is story.NORMAL else 1) + [arm.trainer for arm in size.arms]
+    weights = {command[command.index("-n") + 1]: command[command.index("-w") + 1]
+               for command in typed if command[1] == "adapt"}  # fmt: skip
+    assert set(weights) == {arm.plan for arm in size.arms} and len(set(weights.values())) == len(weights)
+    assert (tmp_path / "demo" / story.MARK).is_file()

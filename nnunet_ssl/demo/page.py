@@ -72,7 +72,7 @@ def table(results: Any) -> str:
             for key in ("mean", *results.organs)}  # fmt: skip
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("mean", *results.organs.values()))
     rows = []
-    for arm in results.arms:
+    for arm in results.size.arms:
         dice = results.dice[arm.name]
         cells = "".join(_cell(dice[key], dice[key] == best[key]) for key in ("mean", *results.organs))
         rows.append(f"<tr><td>{arm.title}<small>{html.escape(arm.explanation)}</small></td>{cells}</tr>")
@@ -85,7 +85,7 @@ def text_table(results: Any) -> str:
     names = ["mean", *results.organs.values()]
     widths = [max(len(name), 6) for name in names]
     lines = [" " * 16 + "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))]
-    for arm in results.arms:
+    for arm in results.size.arms:
         dice = [results.dice[arm.name][key] for key in ("mean", *results.organs)]
         cells = (("-" if math.isnan(v) else f"{v:.3f}").rjust(width) for v, width in zip(dice, widths, strict=True))
         lines.append(arm.title.ljust(16) + "  ".join(cells))

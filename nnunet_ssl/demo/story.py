@@ -21,25 +21,6 @@ PLAN, UNTRAINED = "nnssl_tinyPlans", "nnssl_untrainedPlans"
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much is done. Epochs of the downstream trainings have ``steps`` / ``epochs`` steps each."""
-
-    unlabelled: int
-    labelled: int
-    tests: int
-    epochs: int
-    epoch_steps: int
-    downstream_epochs: int
-    downstream_epoch_steps: int
-
-
-NORMAL = Size(unlabelled=30, labelled=2, tests=8, epochs=10, epoch_steps=50, downstream_epochs=5,
-              downstream_epoch_steps=30)  # fmt: skip
-SHORTEST = Size(unlabelled=4, labelled=1, tests=1, epochs=1, epoch_steps=2, downstream_epochs=1,
-                downstream_epoch_steps=2)  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Arm:
     """One of the trainings that are compared."""
 
@@ -50,26 +31,46 @@ class Arm:
     explanation: str
 
 
-@dataclass
-class Results:
-    """What the page shows."""
-
-    size: Size
-    arms: list[Arm]
-    organs: dict[str, str] = field(default_factory=dict)
-    dice: dict[str, dict[str, float]] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
-
 ADAPTED = "nnssl_demoPlans"
-ARMS = [
+ARMS = (
     Arm("linear", "linear probe", "SSLLinearProbeTrainer", ADAPTED, "a linear classifier on the frozen features"),
     Arm("finetune", "fine-tuning", "SSLFineTuneTrainer", ADAPTED, "the whole pretrained network learns"),
     Arm("scratch", "from scratch", "SSLScratchTrainer", ADAPTED, "the same network, head start and steps, no weights"),
     Arm("random", "random network", "SSLLinearProbeTrainer", UNTRAINED, "a linear classifier on a network of random "
         "weights: what the probe does by itself"),
-]  # fmt: skip
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done; the shortest form leaves out what repeats the same commands."""
+
+    unlabelled: int
+    labelled: int
+    tests: int
+    epochs: int
+    epoch_steps: int
+    downstream_epochs: int
+    downstream_epoch_steps: int
+    head_init: str = "probe"
+    arms: tuple[Arm, ...] = ARMS
+
+
+NORMAL = Size(unlabelled=30, labelled=2, tests=8, epochs=8, epoch_steps=50, downstream_epochs=5,
+              downstream_epoch_steps=30)  # fmt: skip
+SHORTEST = Size(unlabelled=4, labelled=1, tests=1, epochs=1, epoch_steps=2, downstream_epochs=1,
+                downstream_epoch_steps=2, head_init="random", arms=ARMS[:2])  # fmt: skip
+
+
+@dataclass
+class Results:
+    """What the page shows."""
+
+    size: Size
+    organs: dict[str, str] = field(default_factory=dict)
+    dice: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Story:
@@ -78,7 +79,7 @@ class Story:
     def __init__(self, folder: Path, shortest: bool = False, device: str = "cpu") -> None:
         self.folder, self.device = folder.resolve(), device
         self.size = SHORTEST if shortest else NORMAL
-        self.results = Results(self.size, ARMS)
+        self.results = Results(self.size)
 
     def tell(self) -> Path:
         """All steps. Raises UserError where one fails; what ran before it stays for a look."""
@@ -115,44 +116,53 @@ class Story:
         plan = ("nnunet_ssl", "plan", "-d", number, "--preset", "tiny")
         self.shell.run("plan", *plan, *_set(num_epochs=size.epochs, num_iterations_per_epoch=size.epoch_steps),
                        "--preprocess", workers=None)  # fmt: skip
+        self._train_pretrainer("pretraining", "3d_fullres")
+        lines = (self._run_of("3d_fullres") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        self.results.metrics = [json.loads(line) for line in lines]
+        if not self._has_random_arm():
+            return
         # One step at a rate of nothing: a checkpoint of random weights, to be probed like the others.
         self.shell.run("plan of the random network", *plan, "--config", "untrained", *_set(
             num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1, initial_lr=1e-12), workers=None)
-        self.shell.together([
-            (title, "nnUNetv2_train", number, configuration, "all", "-tr", PRETRAINER, "-p", PLAN, *self._device())
-            for title, configuration in (("pretraining", "3d_fullres"), ("random network", "untrained"))
-        ])  # fmt: skip
-        lines = (self._run_of("3d_fullres") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        self.results.metrics = [json.loads(line) for line in lines]
+        self._train_pretrainer("random network", "untrained")
+
+    def _train_pretrainer(self, title: str, configuration: str) -> None:
+        self.shell.run(title, "nnUNetv2_train", UNLABELLED[0], configuration, "all", "-tr", PRETRAINER, "-p", PLAN,
+                       *self._device())  # fmt: skip
+
+    def _has_random_arm(self) -> bool:
+        return any(arm.plan == UNTRAINED for arm in self.size.arms)
 
     def _adapt(self) -> None:
         steps = {"num_epochs": self.size.downstream_epochs,
                  "num_iterations_per_epoch": self.size.downstream_epoch_steps}  # fmt: skip
-        for title, plan, configuration in (("adapt", ADAPTED, "3d_fullres"),
-                                           ("adapt to the random network", UNTRAINED, "untrained")):  # fmt: skip
+        sources = [("adapt", ADAPTED, "3d_fullres")]
+        if self._has_random_arm():
+            sources.append(("adapt to the random network", UNTRAINED, "untrained"))
+        for title, plan, configuration in sources:
             weights = self._run_of(configuration) / "checkpoint_final.pth"
             self.shell.run(title, "nnunet_ssl", "adapt", "-d", LABELLED[0], "-w", weights, "-n", plan, *_set(
-                **steps, num_val_iterations_per_epoch=1, head_init="probe", head="linear", mirror_axes=[]),
+                **steps, num_val_iterations_per_epoch=1, head_init=self.size.head_init, head="linear", mirror_axes=[]),
                 "--preprocess", workers=None)  # fmt: skip
 
     def _train_and_predict(self) -> None:
         number, raw = LABELLED[0], self._raw(LABELLED)
-        chosen = {arm.name: ("-tr", arm.trainer, "-p", arm.plan) for arm in ARMS}
+        chosen = {arm.name: ("-tr", arm.trainer, "-p", arm.plan) for arm in self.size.arms}
         self.shell.together([
             (f"train {arm.title}", "nnUNetv2_train", number, "3d_fullres", "all", *chosen[arm.name], *self._device())
-            for arm in ARMS
+            for arm in self.size.arms
         ])  # fmt: skip
         self.shell.together([
             (f"predict {arm.title}", "nnUNetv2_predict", "-d", number, "-c", "3d_fullres", "-f", "all",
              *chosen[arm.name], "-i", raw / "imagesTs", "-o", self._predicted(arm), "-npp", 1, "-nps", 1,
-             *self._device()) for arm in ARMS
+             *self._device()) for arm in self.size.arms
         ])  # fmt: skip
         self.shell.together([
             (f"evaluate {arm.title}", "nnUNetv2_evaluate_folder", raw / "labelsTs", self._predicted(arm), "-djfile",
              self._predicted(arm) / "dataset.json", "-pfile", self._predicted(arm) / "plans.json", "-np", 1)
-            for arm in ARMS
+            for arm in self.size.arms
         ])  # fmt: skip
-        for arm in ARMS:
+        for arm in self.size.arms:
             summary = json.loads((self._predicted(arm) / "summary.json").read_text(encoding="utf-8"))
             self.results.dice[arm.name] = {
                 "mean": summary["foreground_mean"]["Dice"],
@@ -163,7 +173,7 @@ class Story:
         from nnunet_ssl.nnunet.demo_data import draw_predictions
 
         run, raw = self._run_of("3d_fullres"), self._raw(LABELLED)
-        predictions = {arm.title: self._predicted(arm) for arm in ARMS}
+        predictions = {arm.title: self._predicted(arm) for arm in self.size.arms}
         drawn = draw_predictions(self.folder / "predictions.png", raw / "imagesTs", raw / "labelsTs", predictions)
         report = run / "representation_report"
         return {"predictions": [drawn], "features": sorted(report.glob("pca_*.png")),
