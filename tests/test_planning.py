@@ -249,7 +249,7 @@ def test_missing_things_are_named(folders: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_fingerprint_of_other_cases_is_made_again(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = raw_dataset(folders, 901, cases=4)
+    dataset = raw_dataset(folders, 901, cases=4, listed=False)
     (dataset.raw / "imagesTr" / "c003_0000.nii.gz").unlink()
     ran = []
     from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as module

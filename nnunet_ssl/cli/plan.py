@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     trainer = pretrain_trainer(resolved(planned.plans, first)["ssl"]["objective"])
     print("\nNext:")
     if not is_preprocessed(planned.dataset, resolved(planned.plans, first)["data_identifier"]):
-        print(f"  nnUNetv2_preprocess -d {planned.dataset.id} -plans_name {plans_name} -c {first}")
+        stock = f"nnUNetv2_preprocess -d {planned.dataset.id} -plans_name {plans_name} -c {first}"
+        masked = "this command with --preprocess (nnU-Net's own needs label files, these images have none)"
+        print(f"  {masked if planned.dataset.masked else stock}")
     print(f"  nnUNetv2_train {planned.dataset.id} {first} all -tr {trainer} -p {plans_name}{device_option()}")
     return 0
 
