@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -174,7 +173,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=4)
 def volume_hashes(dataset_name: str) -> dict[str, str]:
     """Content hash of every volume of a raw dataset, from the report of its import; empty where there is none."""
     from nnunetv2.paths import nnUNet_raw
