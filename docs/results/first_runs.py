@@ -65,7 +65,7 @@ def add_configuration(plans_file: Path, name: str, job: dict, common: dict) -> N
     block |= {
         "labelled": {"n": job["n"], "draw": job["draw"]},
         "num_epochs": max(1, job["steps"] // EPOCH),
-        "num_iterations_per_epoch": EPOCH,
+        "num_iterations_per_epoch": min(EPOCH, job["steps"]),
         "num_val_iterations_per_epoch": 1,
     }
     plans["configurations"][name] = {"inherits_from": "3d_fullres", "ssl": block}
