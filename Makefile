@@ -29,9 +29,9 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 	else \
 	    echo "constraints.txt is made for Python 3.11: here pip chooses the versions."; \
 	    set -ex; \
-	    $(BIN)/python -m pip install -q setuptools wheel; \
+	    $(BIN)/python -m pip install -q --upgrade pip setuptools wheel; \
 	    $(BIN)/python -m pip install -q torch; \
-	    $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'; \
+	    $(BIN)/python -m pip install -q -e '.[dev]'; \
 	fi
 	@touch $(STAMP)
 
