@@ -19,7 +19,7 @@ venv: $(STAMP)
 # On a machine without a GPU: make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" saves gigabytes.
 $(STAMP): constraints.txt setup.py pyproject.toml
 	@rm -f $(STAMP)
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear $(VENV)  # cleared where it was made with another Python
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	    set -ex; \
 	    $(BIN)/python -m pip install -q -c constraints.txt $(TORCH); \
