@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from nnunet_ssl.cli.plan import add_settings, device_option
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     configuration = resolved(adapted.plans, name)
     print(f"{adapted.dataset.name}: plan {adapted.path}, configuration {name}")
     print(f"  patch {configuration['patch_size']}, batch size {configuration['batch_size']}")
+    chosen = {key: value for key, value in configuration["ssl"].items() if key != "pretrained" and value is not None}
+    print("  ssl " + ", ".join(f"{key} {json.dumps(value)}" for key, value in chosen.items()))
     notes = list(adapted.notes)
     if args.preprocess:
         notes += preprocess(adapted.dataset, adapted.plans, args.configurations or [name])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from nnunet_ssl.cli.plan import device_option
+
 NAME = "import"
 HELP = "Turn unlabelled scans (NIfTI, NRRD, MHA, DICOM) into an nnU-Net raw dataset."
 
@@ -40,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     for line in [*imported.notes, *summary(imported.report)]:
         print(f"  {line}")
     is_ct = any(name.casefold() == "ct" for name in imported.report["channels"])
-    print(f"\nNext:\n  nnunet_ssl plan -d {args.dataset_id} --preset {'vox2vec' if is_ct else 'nnunet'} --preprocess")
+    preset = "tiny" if device_option() else "vox2vec" if is_ct else "nnunet"
+    print(f"\nNext:\n  nnunet_ssl plan -d {args.dataset_id} --preset {preset} --preprocess")
     return 0
 
 

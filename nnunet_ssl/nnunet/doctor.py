@@ -129,7 +129,8 @@ def workers() -> Check:
         if value is not None and not (value.strip().isdigit() and int(value) >= least):
             wrong.append(f"set {variable} to a whole number from {least} up, or unset it")
     if not wrong and os.environ.get("nnUNet_n_proc_DA", "").strip() == "0":
-        return Check("processes", "note", ", ".join(found), "right for CPU training; nnU-Net's own planning wants 1")
+        advice = "right for CPU training; unset nnUNet_n_proc_DA for nnUNetv2_plan_and_preprocess"
+        return Check("processes", "note", ", ".join(found), advice)
     return Check("processes", "bad" if wrong else "ok", ", ".join(found), "; ".join(wrong))
 
 

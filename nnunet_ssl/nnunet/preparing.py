@@ -150,12 +150,12 @@ def hu_without_ct(recipe: Any, units: Sequence[ChannelUnits]) -> bool:
 def announcement(trainer: Any) -> list[str]:
     """What is going to happen, for the log: settings and where they come from, data, intensities."""
     units = channel_units(trainer.plans_manager, trainer.configuration_manager)
-    given = sorted(ssl_block(trainer.configuration_manager))
+    block, defaults = to_block(trainer.recipe), to_block(type(trainer.recipe)())
+    changed = ", ".join(f"{name} {json.dumps(value)}" for name, value in block.items() if value != defaults[name])
     training, validation = trainer.do_split()
     lines = [
-        f"Recipe: {json.dumps(to_block(trainer.recipe))}",
-        f"Set in the plan: {', '.join(given)}; the rest are defaults." if given else
-        'The plan has no "ssl" block: all settings are defaults.',
+        f"Recipe: {json.dumps(block)}",
+        f"Other than the defaults: {changed or 'nothing'}.",
         f"{len(training)} volumes to pretrain on, {len(validation)} held back for retrieval@1.",
         f"Intensities: {', '.join('HU' if unit.kind == 'hu' else 'z-score' for unit in units)} by channel.",
         f"checkpoint_latest.pth every {trainer.save_every} epochs: what a kill can cost. SIGTERM, Ctrl-C lose nothing.",

@@ -54,7 +54,8 @@ class TransferReport:
         """One line for a log."""
         return (
             f"transferred {100 * self.transferred:.1f} % of the backbone's parameters from {self.source} "
-            f"({self.count('loaded')} tensors loaded, {self.count('adapted')} adapted, {self.count('random')} random)"
+            f"({self.count('loaded')} tensors loaded, {self.count('adapted')} adapted, {self.count('random')} random; "
+            "segmentation layers always are, and do not count)"
         )
 
     def write(self, path: str | Path) -> None:
