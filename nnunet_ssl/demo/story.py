@@ -56,7 +56,7 @@ class Size:
     arms: tuple[Arm, ...] = ARMS
 
 
-NORMAL = Size(unlabelled=30, labelled=2, tests=8, epochs=8, epoch_steps=50, downstream_epochs=5,
+NORMAL = Size(unlabelled=30, labelled=2, tests=8, epochs=6, epoch_steps=50, downstream_epochs=5,
               downstream_epoch_steps=30)  # fmt: skip
 SHORTEST = Size(unlabelled=4, labelled=1, tests=1, epochs=1, epoch_steps=2, downstream_epochs=1,
                 downstream_epoch_steps=2, head_init="random", arms=ARMS[:2])  # fmt: skip
