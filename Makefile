@@ -30,7 +30,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 	    echo "constraints.txt is made for Python 3.11: here pip chooses the versions."; \
 	    set -ex; \
 	    $(BIN)/python -m pip install -q --upgrade pip setuptools wheel; \
-	    $(BIN)/python -m pip install -q torch; \
+	    $(BIN)/python -m pip install -q torchvision $(TORCH); \
 	    $(BIN)/python -m pip install -q -e '.[dev]'; \
 	fi
 	@touch $(STAMP)

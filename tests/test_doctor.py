@@ -100,6 +100,7 @@ def test_the_line_for_a_newer_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sys, "version_info", (3, 12, 1))
     index = "https://download.pytorch.org/whl/cpu"
     assert doctor.torchvision_line("2.13.0+cpu") == f"pip install --no-deps torchvision==0.28.* --index-url {index}"
+    assert doctor.torchvision_line("2.15.0") == 'pip install --no-deps "torchvision>=0.29"'
     assert doctor.torchvision_line("2.6.0") == "pip install --no-deps torchvision==0.21.*"
 
 

@@ -86,8 +86,10 @@ def torchvision_line(torch_version: str) -> str:
     if sys.version_info < (3, 12):
         return "pip install --no-deps torchvision==0.16.2"
     number, _, build = torch_version.partition("+")
-    matching = f"pip install --no-deps torchvision==0.{int(number.split('.')[1]) + 15}.*"
-    return matching + (f" --index-url https://download.pytorch.org/whl/{build}" if build else "")
+    minor = int(number.split(".")[1])
+    # From 0.29 on one torchvision serves every torch from 2.14 on; before, each torch had its own.
+    wanted = '"torchvision>=0.29"' if minor >= 14 else f"torchvision==0.{minor + 15}.*"
+    return f"pip install --no-deps {wanted}" + (f" --index-url https://download.pytorch.org/whl/{build}" if build else "")
 
 
 def device() -> Check:
