@@ -89,7 +89,8 @@ def torchvision_line(torch_version: str) -> str:
     minor = int(number.split(".")[1])
     # From 0.29 on one torchvision serves every torch from 2.14 on; before, each torch had its own.
     wanted = '"torchvision>=0.29"' if minor >= 14 else f"torchvision==0.{minor + 15}.*"
-    return f"pip install --no-deps {wanted}" + (f" --index-url https://download.pytorch.org/whl/{build}" if build else "")
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install --no-deps {wanted}{index}"
 
 
 def device() -> Check:
