@@ -49,6 +49,9 @@ def raw_dataset(
     raw, preprocessed = root / "raw" / name, root / "preprocessed" / name
     (raw / "imagesTr").mkdir(parents=True)
     preprocessed.mkdir(parents=True)
+    # what else may lie there: nnU-Net's list of folds, a file that somebody broke
+    (preprocessed / "splits_final.json").write_text('[{"train": [], "val": []}]')
+    (preprocessed / "notes.json").write_text("{")
     rng = np.random.default_rng(seed)
     size = tuple(shape) if written else (4, 4, 4)
     for case in range(cases):

@@ -104,6 +104,19 @@ def load_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def plans_in(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The plans files of a preprocessed folder; what else lies there as JSON (splits, fingerprints) is passed over."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # another plan's problem
+        if isinstance(content, dict) and "configurations" in content and "plans_name" in content:
+            found[path] = content
+    return found
+
+
 def open_dataset(identifier: int | str) -> RawDataset:
     """Find a raw dataset; where cases have no label, foreground masks are made in the preprocessed folder instead."""
     name = dataset_name(identifier)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.datasets import RawDataset, load_json, processes, publish_dataset_json
+from nnunet_ssl.nnunet.datasets import RawDataset, plans_in, processes, publish_dataset_json
 from nnunet_ssl.nnunet.planners import plans_path, resolved
 from nnunet_ssl.nnunet.settings import DATA_KEYS
 
@@ -43,12 +43,8 @@ def share_data(dataset: RawDataset, plans: dict[str, Any]) -> list[str]:
     Only plans and names of cases are compared: a dataset that was imported again under the same number has to be
     preprocessed by hand.
     """
-    others = []
-    for path in sorted(dataset.folder.glob("*.json")):
-        if path != plans_path(dataset, plans["plans_name"]):
-            content = load_json(path)
-            if "configurations" in content and "plans_name" in content:
-                others.append(content)
+    own = plans_path(dataset, plans["plans_name"])
+    others = [content for path, content in plans_in(dataset.folder).items() if path != own]
     notes = []
     for name, configuration in plans["configurations"].items():
         if "data_identifier" not in configuration:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.datasets import RawDataset, load_json
+from nnunet_ssl.nnunet.datasets import RawDataset, plans_in
 from nnunet_ssl.nnunet.like import channel_names
 from nnunet_ssl.nnunet.planners import MARK, resolved
 from nnunet_ssl.nnunet.presets import load_preset, window_normalisation
@@ -93,10 +93,10 @@ def _published(pretrained: Pretrained) -> Source:
 
 def own_plan(dataset: RawDataset, source: Source) -> dict[str, Any] | None:
     """A plan of the target, not written by adapt, with the network and the preprocessing of the pretraining."""
-    paths = sorted(dataset.folder.glob("*.json"), key=lambda path: (path.stem != source.like_plans, path.stem))
-    for path in paths:
-        plans = load_json(path)
-        if MARK in plans or source.root not in plans.get("configurations", {}) or "plans_name" not in plans:
+    beside = plans_in(dataset.folder)
+    for path in sorted(beside, key=lambda path: (path.stem != source.like_plans, path.stem)):
+        plans = beside[path]
+        if MARK in plans or source.root not in plans["configurations"]:
             continue
         configuration = resolved(plans, source.root)
         if _matches(plans, configuration, source, dataset):
