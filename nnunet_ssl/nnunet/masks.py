@@ -1,8 +1,10 @@
 """Foreground masks for datasets whose segmentations are labels: computed from the image, cached beside it.
 
 A dataset made by ``nnunet_ssl import`` carries its mask as the label (``ssl_foreground`` in dataset.json). Pretraining
-on any other dataset must not look at labels; there the mask of a case is made once from its preprocessed image, kept as
-``<case>_ssl_foreground.npy`` (preprocessing anew deletes the folder and with it the masks).
+on any other dataset must not look at labels; there the mask of a case is made once from its image, kept as
+``<case>_ssl_foreground.npy`` (preprocessing anew deletes the folder and with it the masks). The preprocessed image will
+do where the plan's window leaves air apart from fat. A plan whose intensities were taken from organs clips both to one
+value; then the raw image is read, and where that is missing the whole image is foreground.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ssl.nnunet.files import replacing
+from nnunet_ssl.nnunet.foreground import AIR_HU, foreground
+from nnunet_ssl.nnunet.raw_images import RawImages, on_preprocessed_grid, raw_images
 
 CT_SCHEME = "CTNormalization"
 SUFFIX = "_ssl_foreground.npy"
@@ -30,23 +34,42 @@ class ForegroundMasks:
     std: Sequence[float]
     spacing: Sequence[float]  # mm (z, y, x), as stored
     axial_axis: int = 0  # of the stored array
+    clipped: bool = False  # the plan's window cuts fat off: the stored image does not show the body
+    raw: RawImages | None = None
 
     def __call__(self, folder: str, case: str) -> Path:
         path = Path(folder) / f"{case}{SUFFIX}"
         if not path.is_file():
-            mask = self.compute(_whole_image(folder, case))
+            image = _whole_image(folder, case)
+            mask = self._of_raw(folder, case, image.shape[1:]) if self.clipped else self.compute(image)
             with replacing(path) as beside:
                 np.save(beside, mask)
         return path
 
     def compute(self, image: NDArray[np.float32]) -> NDArray[np.bool_]:
         """(C, z, y, x) in the plan's normalised units -> (z, y, x) bool."""
-        from nnunet_ssl.nnunet.foreground import foreground
-
         channels = zip(image, self.is_ct, self.mean, self.std, strict=True)
         values = np.stack([x * std + mean if ct else x for x, ct, mean, std in channels])
+        return self._foreground(values, self.spacing)
+
+    def describe(self) -> str:
+        """Where the masks come from, for the log."""
+        if not self.clipped:
+            return "foreground masks are computed from the preprocessed images"
+        where = f"the plan's window starts above {AIR_HU:g} HU and shows no fat"
+        if self.raw is not None:
+            return f"{where}: foreground masks are computed from the raw images"
+        return f"{where}, and nnUNet_raw does not hold the dataset: all of an image is foreground"
+
+    def _foreground(self, values: NDArray[np.generic], spacing: Sequence[float]) -> NDArray[np.bool_]:
         names = ["CT" if ct else "other" for ct in self.is_ct]
-        return np.asarray(foreground(values, names, list(self.spacing), self.axial_axis), dtype=bool)
+        return np.asarray(foreground(values, names, list(spacing), self.axial_axis), dtype=bool)
+
+    def _of_raw(self, folder: str, case: str, shape: Sequence[int]) -> NDArray[np.bool_]:
+        if self.raw is None or case not in self.raw:
+            return np.ones(tuple(shape), dtype=bool)
+        image, spacing = self.raw.read(case)
+        return on_preprocessed_grid(self._foreground(image, spacing), folder, case, shape)
 
 
 def mask_maker(plans_manager: Any, configuration_manager: Any, dataset_json: dict[str, Any]) -> ForegroundMasks | None:
@@ -57,14 +80,18 @@ def mask_maker(plans_manager: Any, configuration_manager: Any, dataset_json: dic
     properties = plans_manager.foreground_intensity_properties_per_channel
     rows = [properties.get(str(c), {}) for c in range(len(schemes))]
     spacing = [float(s) for s in configuration_manager.spacing]
+    is_ct = tuple(scheme == CT_SCHEME for scheme in schemes)
+    clipped = any(ct and float(row["percentile_00_5"]) > AIR_HU for ct, row in zip(is_ct, rows, strict=True))
     if len(spacing) == 2:  # slices: the distance between them is the dataset's
         spacing = [float(plans_manager.original_median_spacing_after_transp[0]), *spacing]
     return ForegroundMasks(
-        is_ct=tuple(scheme == CT_SCHEME for scheme in schemes),
+        is_ct=is_ct,
         mean=tuple(float(row.get("mean", 0.0)) for row in rows),
         std=tuple(float(row.get("std", 1.0)) for row in rows),
         spacing=tuple(spacing),
         axial_axis=list(plans_manager.transpose_forward).index(0),
+        clipped=clipped,
+        raw=raw_images(plans_manager, dataset_json) if clipped else None,
     )
 
 

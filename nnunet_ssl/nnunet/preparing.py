@@ -165,6 +165,7 @@ def announcement(trainer: Any) -> list[str]:
         lines.append("Only one volume: retrieval@1 is measured on fresh pairs of the volume that is trained on.")
     if hu_without_ct(trainer.recipe, units):
         lines.append('WARNING: ssl.intensity is "hu", but not all channels are CT; those get the z-score equivalents.')
-    if not trainer.dataset_json.get("ssl_foreground", False):
-        lines.append("No ssl_foreground in dataset.json: foreground masks are computed from images, no label is read.")
+    masks = mask_maker(trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
+    if masks is not None:
+        lines.append(f"No ssl_foreground in dataset.json, so no label is read; {masks.describe()}.")
     return lines
