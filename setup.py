@@ -61,7 +61,7 @@ class EditableWithPth(editable_wheel):
 setup(
     name="nnunet_ssl",
     version=VERSION,
-    description="Voxel-level self-supervised pretraining (vox2vec, Pix2Rep) as trainers of stock nnU-Net v2",
+    description="Voxel-level self-supervised pretraining (vox2vec) as trainers of stock nnU-Net v2",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_ssl import geometry
+from nnunet_ssl.anchors import Ints, Reader, draw_anchor
 from nnunet_ssl.geometry import Matrix
 from nnunet_ssl.objectives.vox2vec import Recipe
-
-Ints = NDArray[np.int64]
-Reader = Callable[[Ints, Ints], NDArray[np.generic]]
-"""read(start (D,), size (D,)) -> the box start ... start + size - 1 of a volume, inside it"""
 
 
 @dataclass(frozen=True)
@@ -46,23 +43,6 @@ def draw_starts(
         else:
             start[i] = rng.integers(max(0, point - length + 1), min(point, size - length) + 1)
     return start
-
-
-def draw_anchor(rng: np.random.Generator, shape: Sequence[int], read_mask: Reader, tries: int = 48) -> Ints:
-    """(D,) a voxel drawn uniformly from the mask, almost always without reading the whole of it: random voxels are
-    looked up until one is in the mask; after `tries` misses (a mask of a few per cent) the mask is read once.
-
-    Raises ValueError where the mask is empty.
-    """
-    one = np.ones(len(shape), dtype=np.int64)
-    for _ in range(tries):
-        voxel: Ints = rng.integers(0, np.asarray(shape))
-        if read_mask(voxel, one).any():
-            return voxel
-    inside = np.flatnonzero(read_mask(0 * one, np.asarray(shape, dtype=np.int64)))
-    if len(inside) == 0:
-        raise ValueError(f"no foreground voxel in a volume of shape {tuple(shape)}")
-    return np.asarray(np.unravel_index(rng.choice(inside), tuple(shape)), dtype=np.int64)
 
 
 def draw_shared(rng: np.random.Generator, mask: NDArray[np.bool_], n: int) -> tuple[Ints, NDArray[np.bool_]]:

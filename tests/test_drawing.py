@@ -7,6 +7,7 @@ import pytest
 
 from nnunet_ssl import geometry as geo
 from nnunet_ssl import views
+from nnunet_ssl.anchors import count_slices
 from nnunet_ssl.drawing import draw_map
 from tests.view_volumes import AFFINE, CROP, FLIP, GRIDS, Volume, draw
 
@@ -107,6 +108,33 @@ def test_a_single_foreground_voxel_is_found_in_both_views(name, recipe):
 def test_without_foreground_it_says_so():
     with pytest.raises(ValueError, match=r"no foreground voxel in a volume of shape \(20, 26, 30\)"):
         draw("3d", CROP, 0, Volume((20, 26, 30), share=0))
+
+
+@pytest.mark.parametrize("name", ["3d", "2d"])
+def test_anchors_of_a_sparse_foreground_are_uniform_and_read_no_more_than_slabs(name):
+    shape = GRIDS[name][0]
+    volume = Volume(shape, share=0.004)
+    sizes, counted = [], []
+
+    def read_mask(start, size):
+        sizes.append(int(np.prod(size)))
+        return volume.read_mask(start, size)
+
+    def counts():
+        counted.append(count_slices(shape, volume.read_mask))
+        return counted[-1]
+
+    rng = np.random.default_rng(0)
+    drawn = np.array([views.draw_anchor(rng, shape, read_mask, counts, tries=2) for _ in range(4000)])
+    assert len(counted) > 3000
+    assert np.array_equal(counted[0], volume.foreground.reshape(shape[0], -1).sum(1))
+    assert max(sizes) == np.prod(shape[1:])  # a slice, never the volume
+    places, times = np.unique(drawn, axis=0, return_counts=True)
+    assert np.array_equal(places, np.argwhere(volume.foreground))
+    expected = 4000 / len(places)
+    assert (np.abs(times - expected) < 5 * np.sqrt(expected)).all()
+    without = views.draw_anchor(np.random.default_rng(1), shape, read_mask, None, tries=0)
+    assert volume.foreground[tuple(without)]
 
 
 def test_an_anchor_can_be_given():

@@ -7,7 +7,8 @@ A job is PROTOCOL:N:DRAW:STEPS with further ``:key=value`` (any downstream field
 one configuration of the plan, one ``nnUNetv2_train`` and, with ``--test``, one ``nnUNetv2_predict``.
 
 Fold 0 is made here once: ``--validation-cases`` training cases that no draw may use; nnU-Net's own validation on them
-is what may choose a setting. A job whose line is in the results file is not repeated.
+is what may choose a setting. Fold 1 has the same training cases and four of those to validate: for the test runs, which
+choose nothing. A job whose line is in the results file is not repeated.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def fix_fold(preprocessed: Path, raw: Path, validation_cases: int) -> None:
     if not path.exists():
         cases = sorted(p.name.removesuffix(".nii.gz") for p in (raw / "labelsTr").glob("*.nii.gz"))
         val = sorted(random.Random(1).sample(cases, validation_cases))
-        path.write_text(json.dumps([{"train": sorted(set(cases) - set(val)), "val": val}], indent=1))
+        train = sorted(set(cases) - set(val))
+        # fold 1: the same training cases, fewer to validate: for runs that choose nothing
+        path.write_text(json.dumps([{"train": train, "val": val}, {"train": train, "val": val[:4]}], indent=1))
 
 
 def add_configuration(plans_file: Path, name: str, job: dict, common: dict) -> None:
@@ -108,10 +111,10 @@ def run_job(job: dict, args: argparse.Namespace, dataset: str) -> dict:
     folder = res / f"{trainer}__{args.plans}__{name}"
     log = res / f"{args.plans}__{name}.log"
     res.mkdir(parents=True, exist_ok=True)
-    seconds = run(
-        [str(bin_ / "nnUNetv2_train"), dataset, name, "0", "-tr", trainer, "-p", args.plans, "-device", "cpu"], log
-    )
-    validation = json.loads((folder / "fold_0/validation/summary.json").read_text())["foreground_mean"]["Dice"]
+    train = [dataset, name, str(args.fold), "-tr", trainer, "-p", args.plans, "-device", "cpu"]
+    seconds = run([str(bin_ / "nnUNetv2_train"), *train], log)
+    summary = folder / f"fold_{args.fold}/validation/summary.json"
+    validation = json.loads(summary.read_text())["foreground_mean"]["Dice"]
     row = job | {
         "plans": args.plans,
         "common": args.common,
@@ -133,7 +136,7 @@ def run_job(job: dict, args: argparse.Namespace, dataset: str) -> dict:
                     "-c",
                     name,
                     "-f",
-                    "0",
+                    str(args.fold),
                     "-tr",
                     trainer,
                     "-p",
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", nargs="+", required=True)
     parser.add_argument("--common", type=json.loads, default={}, help="JSON of downstream fields that every job shares")
+    parser.add_argument("--fold", type=int, default=0, choices=(0, 1))
     parser.add_argument("--validation-cases", type=int, default=20)
     parser.add_argument("--step-size", type=float, default=0.5)
     parser.add_argument("--test", action="store_true", help="also predict and score the test split")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_ssl.anchors import count_slices
 from nnunet_ssl.errors import UserError
 
 PREPROCESS_AGAIN = "Preprocess the dataset again: `nnunet_ssl plan ... --preprocess`."
@@ -55,6 +57,11 @@ class B2ndVolume:
     def mask(self, start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:
         """(*size) bool, whether a voxel is foreground; nnU-Net marks voxels outside its nonzero region with -1."""
         return self._read(self._mask, start, size)[0] > 0
+
+    @cached_property
+    def mask_counts(self) -> NDArray[np.int64]:
+        """(z,) foreground voxels of every slice: what drawing from a sparse mask needs of the whole of it."""
+        return count_slices(self.shape, self.mask)
 
     def _read(self, array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
         box = tuple(slice(int(s), int(s) + int(n)) for s, n in zip(start, size, strict=True))

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from nnunet_ssl.drawing import draw_anchor, draw_pair
+from nnunet_ssl.anchors import draw_anchor
+from nnunet_ssl.drawing import draw_pair
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.b2nd import B2ndVolume, MaskMaker
 from nnunet_ssl.views import PairBatch, Sample, box_size, collate, read_box
@@ -72,7 +73,7 @@ class PairDataset(Dataset):
         """One pair of views of ``volume``; None where it has no foreground."""
         for _ in range(TRIES):  # a point alone has no negatives: draw views that share at least two
             try:
-                anchor = draw_anchor(rng, volume.shape, volume.mask)
+                anchor = draw_anchor(rng, volume.shape, volume.mask, lambda: volume.mask_counts)
             except ValueError:
                 return None
             shape, read_image, read_mask = volume.shape, volume.image, volume.mask
