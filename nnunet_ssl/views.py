@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ssl import geometry
+from nnunet_ssl.anchors import draw_anchor
 from nnunet_ssl.drawing import (
     PairGeometry,
     box_size,
