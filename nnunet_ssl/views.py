@@ -38,15 +38,7 @@ from torch import Tensor
 
 from nnunet_ssl import geometry
 from nnunet_ssl.anchors import draw_anchor
-from nnunet_ssl.drawing import (
-    PairGeometry,
-    box_size,
-    draw_anchor,
-    draw_pair,
-    draw_shared,
-    draw_starts,
-    read_box,
-)
+from nnunet_ssl.drawing import PairGeometry, box_size, draw_pair, draw_shared, draw_starts, read_box
 from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.warp import mirror, warp
 
