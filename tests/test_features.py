@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from nnunet_ssl.cli import main as cli
 from nnunet_ssl.errors import UserError
@@ -16,6 +17,8 @@ from nnunet_ssl.nnunet import features
 from nnunet_ssl.nnunet.dense import dense_features, dense_map, pick_levels, vectors_at
 from nnunet_ssl.nnunet.network import build_backbone, pyramid_channels, pyramid_levels, pyramid_strides
 from nnunet_ssl.nnunet.pca import fit_components
+from nnunet_ssl.nnunet.windows import read_window, windows
+from nnunet_ssl.pyramid import gather
 from tests.tiny_dataset import tiny_dataset
 
 STRIDES = [(1, 1, 1), (2, 2, 2)]
@@ -47,6 +50,29 @@ def test_only_windows_that_own_points_are_computed():
     assert len(calls) == 2
     with pytest.raises(ValueError, match="no point"):
         vectors_at(counted, STRIDES, image, (8, 8, 8), np.array([[50, 0, 0]]))
+
+
+def test_gaussian_vectors_are_the_weighted_mean_over_all_windows_that_hold_a_point():
+    image = np.random.default_rng(0).normal(size=(1, 9, 10, 11)).astype(np.float32)
+    patch, points = (6, 4, 6), np.array([[0, 0, 0], [4, 5, 3], [8, 9, 10], [5, 2, 7]])
+
+    def levels(x):  # differs between windows, as a network with a border does
+        return [x + x.mean(), x[:, :, ::2, ::2, ::2] * x.std()]
+
+    found = vectors_at(levels, STRIDES, image, patch, points, stitch="gaussian", reading="linear")
+    weights = compute_gaussian(patch, dtype=torch.float32, device=torch.device("cpu")).numpy()
+    for point, vector in zip(points, found, strict=True):
+        total, norm = np.zeros(2), 0.0
+        for window in windows(image.shape[1:], patch, 0.5):
+            local = point - np.asarray(window.start)
+            if (local >= 0).all() and (local < patch).all():
+                maps = levels(read_window(image, window, patch)[None])
+                read = gather(maps, STRIDES, torch.tensor(local)[None, None].float(), "linear")[0, 0]
+                total += weights[tuple(local)] * read.numpy()
+                norm += weights[tuple(local)]
+        np.testing.assert_allclose(vector.numpy(), total / norm, rtol=1e-5, atol=1e-6)
+    core = vectors_at(levels, STRIDES, image, patch, points)
+    assert not torch.allclose(core, found)
 
 
 def test_half_precision_levels_and_slices():
@@ -82,6 +108,19 @@ def test_components_match_a_singular_value_decomposition():
     assert torch.equal(basis.directions, fit_components(x, 3).directions)
     with pytest.raises(ValueError, match="finite"):
         fit_components(torch.full((5, 2), float("nan")))
+
+
+def test_groups_of_channels_weigh_the_same_in_components():
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(4000, 1, generator=generator)
+    many = common + 0.1 * torch.randn(4000, 40, generator=generator)  # one direction, forty times
+    few = torch.randn(4000, 2, generator=generator)
+    vectors = torch.cat([few, many], 1)
+    alone = fit_components(vectors, 3).directions
+    assert (alone[0, :2] ** 2).sum() < 0.01  # without groups the larger one has the first component
+    basis = fit_components(vectors, 3, groups=[2, 40])
+    variances = ((vectors - basis.mean) * basis.scale).var(0)
+    assert float(variances[:2].sum()) == pytest.approx(float(variances[2:].sum()), rel=1e-3)
 
 
 @pytest.fixture(scope="module")

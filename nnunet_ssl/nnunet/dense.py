@@ -44,36 +44,48 @@ def vectors_at(
     points: np.ndarray,
     *,
     step: float = 0.5,
+    stitch: str = "core",
+    reading: str = "nearest",
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Vectors (n, sum C_l) float32 on the CPU at integer `points` (n, 3) of `image` (C, z, y, x).
 
-    Each point is read in the window whose centre is nearest; windows that own no point are not computed. levels_of maps
-    (1, C, *patch) on `device` to levels, finest first; a 2d network is run slice by slice.
+    stitch: "core" reads each point in the window whose centre is nearest; "gaussian" averages over all windows that
+    hold it, with nnU-Net's weights: smoother, for pictures. reading: of the levels, see ``pyramid.gather``. Windows
+    without a point are not computed. levels_of maps (1, C, *patch) on `device` to levels, finest first; a 2d network is
+    run slice by slice.
     """
     levels_of, strides, patch = lift(levels_of, strides, patch_size)
-    result: Tensor | None = None
-    for window, rows in _owned_rows(windows(image.shape[1:], patch, step), points):
+    weights = _gaussian(patch) if stitch == "gaussian" else None
+    total: Tensor | None = None
+    norm = torch.zeros(len(points), 1)
+    for window, rows in _windows_with_points(windows(image.shape[1:], patch, step), points, patch, stitch):
         levels = levels_of(read_window(image, window, patch)[None].to(device))
-        local = torch.from_numpy(points[rows] - np.asarray(window.start)).to(device=device, dtype=torch.float32)
-        read = gather([level.float() for level in levels], strides, local[None], "nearest")[0].cpu()  # (m, sum C_l)
-        if result is None:
-            result = torch.zeros(len(points), read.shape[1])
-        result[torch.from_numpy(rows)] = read
-    if result is None:
+        local = torch.from_numpy(points[rows] - np.asarray(window.start))
+        coords = local.to(device=device, dtype=torch.float32)[None]
+        read = gather([level.float() for level in levels], strides, coords, reading)[0].cpu()  # (m, sum C_l)
+        weight = torch.ones(len(rows), 1) if weights is None else weights[tuple(local.long().T)][:, None]
+        if total is None:
+            total = torch.zeros(len(points), read.shape[1])
+        total[torch.from_numpy(rows)] += weight * read
+        norm[torch.from_numpy(rows)] += weight
+    if total is None:
         raise ValueError(f"no point lies inside the volume of shape {tuple(image.shape[1:])}")
-    return result
+    return total / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
-def _owned_rows(cells: Sequence[Window], points: np.ndarray) -> list[tuple[Window, np.ndarray]]:
-    """Every window that owns points, with their row numbers."""
-    owned = []
+def _windows_with_points(
+    cells: Sequence[Window], points: np.ndarray, patch: Sequence[int], stitch: str
+) -> list[tuple[Window, np.ndarray]]:
+    """Every window that owns points ("gaussian": that holds points), with their row numbers."""
+    found = []
     for window in cells:
-        low, high = np.asarray(window.core).T
+        start = np.asarray(window.start)
+        low, high = (start, start + np.asarray(patch)) if stitch == "gaussian" else np.asarray(window.core).T
         rows = np.flatnonzero(((points >= low) & (points < high)).all(1))
         if len(rows):
-            owned.append((window, rows))
-    return owned
+            found.append((window, rows))
+    return found
 
 
 @torch.no_grad()

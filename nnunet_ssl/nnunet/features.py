@@ -133,12 +133,15 @@ def write_vectors(path: Path, array: np.ndarray, grid: Grid) -> None:
         sitk.WriteImage(grid.place(sitk.GetImageFromArray(array, isVector=True)), str(beside), True)
 
 
-def colour(features: Tensor, components: int, seed: int = 0) -> np.ndarray:
-    """(C, z, y, x) -> (z, y, x, components) uint8: principal components, percentile-scaled."""
+def colour(features: Tensor, components: int, channels: Sequence[int], seed: int = 0) -> np.ndarray:
+    """(C, z, y, x) -> (z, y, x, components) uint8: principal components, percentile-scaled, levels weighing the same.
+
+    channels: widths of the levels, C in all.
+    """
     flat = features.flatten(1)  # (C, V)
     rng = np.random.default_rng(seed)
     drawn = rng.choice(flat.shape[1], min(PCA_VOXELS, flat.shape[1]), replace=False)
-    basis = fit_components(flat[:, torch.from_numpy(drawn)].T.float(), components)
+    basis = fit_components(flat[:, torch.from_numpy(drawn)].T.float(), components, groups=channels)
     parts = [basis.colours(part.T) for part in flat.split(2**18, dim=1)]
     return (torch.cat(parts) * 255).round().byte().view(*features.shape[1:], components).numpy()
 
@@ -200,7 +203,7 @@ def _write(output: Path, features: Tensor, grid: Grid, about: dict[str, Any], pc
         written = [output]
     if pca is not None:
         written.append(output.with_name(f"{name}_pca{ending}"))
-        write_vectors(written[-1], colour(features, pca), grid)
+        write_vectors(written[-1], colour(features, pca, about["channels"]), grid)
     return written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +28,16 @@ class Components:
         return ((self.project(vectors) - self.low) / (self.high - self.low).clamp_min(1e-8)).clamp(0, 1)
 
 
-def fit_components(vectors: Tensor, k: int = 3, percentiles: tuple[float, float] = (1.0, 99.0)) -> Components:
+def fit_components(
+    vectors: Tensor,
+    k: int = 3,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    groups: Sequence[int] | None = None,
+) -> Components:
     """Fit `k` components to vectors (n, C), n > 1, every channel standardised first.
 
-    Standardised, because otherwise the level with the largest activations decides alone. Directions have a fixed sign
+    Standardised, because otherwise the level with the largest activations decides alone. groups: widths of parts of the
+    vector (its levels) that are to weigh the same, whatever their number of channels. Directions have a fixed sign
     (their largest entry is positive), so that colours do not flip between runs. Components that the data do not have
     (k > rank) are zero. Raises ValueError for vectors that are not finite or fewer than two.
     """
@@ -39,6 +46,8 @@ def fit_components(vectors: Tensor, k: int = 3, percentiles: tuple[float, float]
     x = vectors.double()
     mean, std = x.mean(0), x.std(0)
     scale = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), 1 / std, torch.zeros_like(std))
+    if groups is not None:
+        scale = scale / torch.cat([torch.full((width,), float(width)).double().sqrt() for width in groups])
     x = (x - mean) * scale
     variances, basis = torch.linalg.eigh(x.T @ x / (len(x) - 1))  # increasing
     directions = torch.zeros(k, x.shape[1], dtype=torch.float64)

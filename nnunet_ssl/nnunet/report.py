@@ -85,12 +85,15 @@ def untrained(trainer: Any) -> nn.Module:
 
 
 def reader_of(trainer: Any, network: Any) -> Reader:
-    """(subject, points (n, 3), step) -> raw voxel vectors (n, sum C_l) of a network on the CPU."""
+    """(subject, points (n, 3)) -> raw voxel vectors (n, sum C_l) of a network on the CPU.
 
-    def read(subject: Subject, points: np.ndarray, step: float = 0.75) -> Tensor:
+    Averaged over overlapping windows and read linearly: the borders of windows and of coarse voxels are no anatomy.
+    """
+
+    def read(subject: Subject, points: np.ndarray) -> Tensor:
         patch_size = trainer.configuration_manager.patch_size
-        return vectors_at(levels_reader(network), network.strides, subject.image, patch_size, points, step=step,
-                          device=trainer.device)  # fmt: skip
+        return vectors_at(levels_reader(network), network.strides, subject.image, patch_size, points, step=0.5,
+                          stitch="gaussian", reading="linear", device=trainer.device)  # fmt: skip
 
     return read
 
@@ -127,7 +130,7 @@ def _view_pair(trainer: Any, batch: Any, index: int) -> ViewPair:
 
 def pca_pictures(folder: Path, subjects: Sequence[Subject], readers: dict[str, Reader],
                  channels: Sequence[int]) -> list[Path]:  # fmt: skip
-    """One picture a subject: three planes, the image beside three principal components as colours.
+    """One picture a subject: three planes, the image beside three principal components as colours; background is black.
 
     The components are fitted to all subjects together: the same colour means the same feature in all of them.
     """
@@ -136,8 +139,9 @@ def pca_pictures(folder: Path, subjects: Sequence[Subject], readers: dict[str, R
     inside = [s.mask[tuple(where.T)] for s, where in zip(subjects, points, strict=True)]
     columns: list[tuple[str, list[np.ndarray]]] = []
     for name, read in readers.items():
-        vectors = [read(s, where) for s, where in zip(subjects, points, strict=True)]
-        columns.append((name, colours(vectors, inside)))
+        # the background is not read: it costs most of the windows of a CT and is not shown
+        vectors = [read(s, where[mask]) for s, where, mask in zip(subjects, points, inside, strict=True)]
+        columns.append((name, colours(vectors, inside, channels)))
         if name == "pretrained":
             parts = [v.split(list(channels), dim=1) for v in vectors]
             columns += [(f"level {i}", colours([p[i] for p in parts], inside)) for i in range(len(channels))]
@@ -150,11 +154,17 @@ def pca_pictures(folder: Path, subjects: Sequence[Subject], readers: dict[str, R
     return written
 
 
-def colours(vectors: Sequence[Tensor], inside: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Vectors (n, C) of each subject -> RGB (n, 3) in [0, 1], fitted to the foreground of all; background is black."""
-    body = torch.cat([v[torch.from_numpy(mask)] for v, mask in zip(vectors, inside, strict=True)])
-    basis = fit_components(body[:: max(1, len(body) // FIT_POINTS)])
-    return [basis.colours(v).numpy() * mask[:, None] for v, mask in zip(vectors, inside, strict=True)]
+def colours(vectors: Sequence[Tensor], inside: Sequence[np.ndarray], channels: Any = None) -> list[np.ndarray]:
+    """Foreground vectors of each subject (n foreground, C) and its mask (n,) -> RGB (n, 3) in [0, 1], black outside.
+
+    Fitted to all subjects; channels: widths of the levels, which then weigh the same.
+    """
+    body = torch.cat(list(vectors))
+    basis = fit_components(body[:: max(1, len(body) // FIT_POINTS)], groups=channels)
+    shown = [np.zeros((len(mask), 3), np.float32) for mask in inside]
+    for picture, v, mask in zip(shown, vectors, inside, strict=True):
+        picture[mask] = basis.colours(v).numpy()
+    return shown
 
 
 def _draw_pca(path: Path, subject: Subject, planes: Sequence[Plane], columns: Sequence[tuple[str, np.ndarray]]) -> None:
@@ -202,9 +212,11 @@ def _similarity_row(
     cells: list[dict[str, Any]] = []
     for subject, shown, where, names in ((a, plane_a, point, ["pretrained"]), (b, plane_b, match, list(query))):
         cells.append({"image": values_at(subject.image, shown), "plane": shown, "mark": where, "title": subject.case})
+        inside = subject.mask[tuple(shown.points.T)]
         for name in names:
-            similarity = standards[name](readers[name](subject, shown.points)) @ query[name]
-            cells.append({"image": shown.picture(similarity.numpy()), "plane": shown, "title": name,
+            similarity = np.full(len(inside), np.nan, np.float32)  # the background stays white
+            similarity[inside] = (standards[name](readers[name](subject, shown.points[inside])) @ query[name]).numpy()
+            cells.append({"image": shown.picture(similarity), "plane": shown, "title": name,
                           "limits": (-1.0, 1.0), "colours": "coolwarm"})  # fmt: skip
     return cells  # the pretrained network in A and B, the untrained one in B
 
