@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from types import SimpleNamespace
 
@@ -36,6 +38,11 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stopped:
         command_line.main([name, "--help"])
     assert stopped.value.code == 0 and f"nnunet_ssl {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "env"])  # what env prints goes to eval
+def test_every_command_has_a_next_one_to_print(name: str) -> None:
+    assert re.search(r'Next[^"]*: ?(\\n  )?nnunet_ssl|Next:"', inspect.getsource(command_line.command_module(name)))
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

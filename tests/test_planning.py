@@ -35,6 +35,7 @@ def test_vox2vec_preset(folders: Path) -> None:
     assert [properties[k] for k in ("percentile_00_5", "percentile_99_5", "mean", "std")] == [-1350, 1000, -1350, 2350]
     assert parse(configuration.configuration["ssl"], Recipe) == Recipe()  # complete, and the paper's
     assert configuration.configuration["ssl"].keys() == Recipe().to_dict().keys()
+    assert any("preset vox2vec: vox2vec as published" in note for note in planned.notes)
     text = "\n".join(describe(planned, "3d_fullres"))
     assert "47,624,448" in text and "64 x 128 x 128 mm" in text and "10,485,760" in text and "GiB" in text
     assert json.loads((dataset.preprocessed / "dataset.json").read_text())["ssl_foreground"] is True
@@ -59,6 +60,41 @@ def test_nnunet_preset_is_the_planners_own(folders: Path) -> None:
         assert ours[name]["ssl"]["pairs_per_batch"] == ours[name]["batch_size"] <= 16
         assert ours[name]["data_identifier"] == f"nnssl_nnunetPlans_{name}"
     assert dataset.preprocessed.joinpath("nnssl_nnunetPlans.json").exists()
+
+
+@pytest.mark.parametrize("size", ["L", "XL"])
+def test_the_larger_residual_planners(folders: Path, size: str) -> None:
+    raw_dataset(folders, 901, shape=(60, 64, 64), spacing=(1, 1, 1))
+    planned = make_plan(PlanRequest(901, preset="nnunet", planner=f"nnUNetPlannerResEnc{size}"))
+    architecture = planned.plans["configurations"]["3d_fullres"]["architecture"]
+    assert architecture["network_class_name"].endswith("ResidualEncoderUNet")
+    assert planned.plans["experiment_planner_used"] == f"nnUNetPlannerResEnc{size}"
+
+
+def test_a_planner_is_not_dropped_in_silence(folders: Path) -> None:
+    like_target(folders)
+    dataset = raw_dataset(folders, 901)
+    for options in ({}, {"preset": "tiny"}, {"preset": "tiny", "config": "other"}):
+        with pytest.raises(UserError, match=r"has its own network\. Use --preset nnunet"):
+            make_plan(PlanRequest(901, planner="nnUNetPlannerResEncL", **options))
+    with pytest.raises(UserError, match="does not go with --like"):
+        make_plan(PlanRequest(901, like=4, planner="nnUNetPlannerResEncL"))
+    assert not list(dataset.preprocessed.glob("*Plans.json"))
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new plan", "an older plan"])
+def test_an_added_configuration_fits_the_memory_too(folders: Path, there: bool) -> None:
+    dataset = raw_dataset(folders, 901)
+    if there:
+        make_plan(PlanRequest(901, preset="tiny"))
+    with pytest.raises(UserError, match=r"needs about .* asked for were 1\."):
+        make_plan(PlanRequest(901, preset="tiny", config="big", gpu_memory_gb=1, settings=["ssl.pairs_per_batch=400"]))
+    large = ["patch_size=[96,96,96]"]
+    planned = make_plan(PlanRequest(901, preset="tiny", config="big", gpu_memory_gb=2.2, settings=large))
+    content = PlansManager(read_plans(dataset, "nnssl_tinyPlans")).get_configuration("big").configuration
+    assert content["batch_size"] == content["ssl"]["pairs_per_batch"] < 4 and content["patch_size"] == [96, 96, 96]
+    assert any("to fit 2.2 GiB" in note for note in planned.notes)
+    assert read_plans(dataset, "nnssl_tinyPlans")["configurations"]["3d_fullres"]["batch_size"] == 4
 
 
 def test_planner_option(folders: Path) -> None:

@@ -36,4 +36,5 @@ def run(args: argparse.Namespace) -> int:
                              stitch=args.stitch, device=device)  # fmt: skip
     for path in written:
         print(f"wrote {path}")
+    print(f"\nNext, for a labelled dataset:\n  nnunet_ssl adapt -d ID -w {args.w} --preprocess")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,12 @@ def check_configuration(plans: Mapping[str, Any], name: str, dataset: RawDataset
     return []
 
 
+def _can_shrink(patch: list[int], stride: list[int], axis: int) -> bool:
+    """Whether the coarsest level still has more than one voxel, as instance norm needs, with one less along ``axis``."""
+    coarsest = [size // step - (i == axis) for i, (size, step) in enumerate(zip(patch, stride, strict=True))]
+    return coarsest[axis] >= 1 and math.prod(coarsest) > 1
+
+
 def fit_memory(
     configuration: dict[str, Any], name: str, channels: int, gpu_memory_gb: float, fixed: Mapping[str, Any]
 ) -> list[str]:
@@ -134,7 +141,7 @@ def fit_memory(
         needed = memory.step_gib(cost, pairs, recipe, half=True)
         if needed <= gpu_memory_gb:
             break
-        axes = [i for i in range(len(patch)) if patch[i] > stride[i]] if "patch_size" not in fixed else []
+        axes = [] if "patch_size" in fixed else [i for i in range(len(patch)) if _can_shrink(patch, stride, i)]
         if may_batch and (pairs > 2 or (pairs > 1 and not axes)):
             configuration["batch_size"] = pairs - 1
         elif axes:

@@ -52,10 +52,10 @@ def examine() -> Iterator[Check]:
 
 
 def python() -> Check:
-    """3.10 to 3.13 are tested."""
+    """3.10 to 3.13 are supported."""
     found = ".".join(map(str, sys.version_info[:3]))
     good = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    return Check("Python", "ok" if good else "note", found, "" if good else "tested with 3.10 to 3.13")
+    return Check("Python", "ok" if good else "note", found, "" if good else "3.10 to 3.13 are supported")
 
 
 def nnunet_version() -> Check:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import memory
 from nnunet_ssl.nnunet.configurations import (
     add_configuration,
@@ -68,6 +70,7 @@ def _short(identifier: int | str) -> str:
 
 def make_plan(request: PlanRequest) -> Planned:
     """Plan and write the plans file. Raises UserError with nothing written for whatever cannot be planned."""
+    _check_planner(request)
     dataset = open_dataset(request.dataset)
     older = existing_plans(dataset, request.plans_name)
     changes = collect(request.overlays, request.settings)
@@ -79,14 +82,42 @@ def make_plan(request: PlanRequest) -> Planned:
     if request.config:
         add_configuration(plans, request.config, request.inherits_from, changes, dataset)
         names = [request.config]
+        if request.gpu_memory_gb is not None:
+            notes += _fit_added(plans, request.config, dataset, request.gpu_memory_gb, changes)
     for name in names:
         notes += check_configuration(plans, name, dataset)
     notes += share_data(dataset, plans)
+    if request.like is None and not request.config:
+        notes.insert(0, f"preset {request.preset}: {load_preset(request.preset)['description']}")
     mark = {"command": "plan", "preset": None if request.like is not None else request.preset}
     if request.like is not None:
         mark["like"] = {"dataset": dataset_name(request.like), "plans": request.like_plans}
     path = write_plans(dataset, plans, older, **({} if request.config and older is not None else mark))
     return Planned(dataset, plans, path, names, notes)
+
+
+def _check_planner(request: PlanRequest) -> None:
+    """UserError for a --planner whose network the plan would not take."""
+    if request.planner is None:
+        return
+    if request.like is not None:
+        raise UserError(f"--planner {request.planner} does not go with --like, which copies the network of a plan.")
+    if "architecture" in load_preset(request.preset):
+        raise UserError(
+            f"--planner {request.planner} does not go with --preset {request.preset}, which has its own network. Use "
+            "--preset nnunet, which takes the planner's."
+        )
+
+
+def _fit_added(
+    plans: dict[str, Any], name: str, dataset: RawDataset, gpu_memory_gb: float, changes: Mapping[str, Any]
+) -> list[str]:
+    """Fit a configuration that inherits into a memory, in place; what had to change becomes its own. Returns notes."""
+    whole = resolved(plans, name)
+    before = deepcopy(whole)
+    notes = fit_memory(whole, name, len(dataset.channels), gpu_memory_gb, changes)
+    plans["configurations"][name] |= {key: value for key, value in whole.items() if value != before[key]}
+    return notes
 
 
 def _base_plan(
