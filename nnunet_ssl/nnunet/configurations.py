@@ -118,7 +118,7 @@ def check_configuration(plans: Mapping[str, Any], name: str, dataset: RawDataset
 
 
 def _can_shrink(patch: list[int], stride: list[int], axis: int) -> bool:
-    """Whether the coarsest level still has more than one voxel, as instance norm needs, with one less along ``axis``."""
+    """Whether the coarsest level has more than one voxel, as instance norm needs, with one less along ``axis``."""
     coarsest = [size // step - (i == axis) for i, (size, step) in enumerate(zip(patch, stride, strict=True))]
     return coarsest[axis] >= 1 and math.prod(coarsest) > 1
 
