@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="from_dataset", metavar="ID", help="take the training images of a raw dataset")
     parser.add_argument("--exclude", metavar="FILE", help="text file with cases to leave out, one a line")
     parser.add_argument("--copy", action="store_true", help="copy the files instead of linking to them")
-    parser.add_argument("--overwrite", action="store_true", help="replace the raw dataset that has this number")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace the raw dataset that has this number; its preprocessed data goes, plans stay")
     parser.add_argument("-np", "--num-processes", type=int, default=None, metavar="N",
                         help="worker processes (default: nnUNet_def_n_proc or 8, at most the number of cores)")
 

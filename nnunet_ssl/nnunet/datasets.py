@@ -18,6 +18,8 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import replacing, write_json
 
 MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
+COMPUTED = (MASKS, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")  # beside the cases' folders
+CASE_ENDINGS = (".b2nd", ".pkl", ".npz", ".npy")
 
 
 @dataclass
@@ -115,6 +117,15 @@ def plans_in(folder: Path) -> dict[Path, dict[str, Any]]:
         if isinstance(content, dict) and "configurations" in content and "plans_name" in content:
             found[path] = content
     return found
+
+
+def computed_from(name: str) -> list[Path]:
+    """What lies in nnUNet_preprocessed that was computed from a dataset's images; its plans are none of it."""
+    if not os.environ.get("nnUNet_preprocessed"):
+        return []
+    folder = environment_folder("nnUNet_preprocessed") / name
+    cases = [path for path in folder.glob("[!.]*") if any(file.suffix in CASE_ENDINGS for file in path.glob("*"))]
+    return [*(path for path in (folder / part for part in COMPUTED) if path.exists()), *cases]
 
 
 def open_dataset(identifier: int | str) -> RawDataset:

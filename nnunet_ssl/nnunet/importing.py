@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.converting import PLAIN_ENDING, Outcome, Task, convert, reencode
-from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json
+from nnunet_ssl.nnunet.datasets import computed_from, dataset_name, environment_folder, load_json
 from nnunet_ssl.nnunet.dicom import Series, series_of
 from nnunet_ssl.nnunet.excluding import Exclusion, read_exclusion
 from nnunet_ssl.nnunet.files import write_json
@@ -61,12 +61,10 @@ def import_dataset(request: ImportRequest) -> Imported:
     exclusion = read_exclusion(request.exclude)
     cases = group(scans, len(channels))
     raw.mkdir(parents=True, exist_ok=True)
-    with built_beside(target, old) as beside:
+    with built_beside(target, [*old, *computed_from(target.name)]) as beside:
         report = _fill(beside, request, cases, channels, exclusion)
         report |= {"dataset": target.name}
         write_json(beside / REPORT, report)
-    if old:
-        _forget_fingerprint(target.name)
     return Imported(target, report, notes)
 
 
@@ -87,7 +85,7 @@ def _taken(request: ImportRequest, target: Path) -> list[Path]:
     if there and not request.overwrite:
         raise UserError(
             f"Dataset id {request.dataset_id} is taken: {', '.join(map(str, there))}. Choose another -d, or replace "
-            "the raw dataset with --overwrite."
+            "the raw dataset with --overwrite (its preprocessed data goes, plans stay)."
         )
     others = [path for path in there if path.name != target.name and path.parent != target.parent]
     if others:
@@ -207,10 +205,3 @@ def _write_dataset_json(folder: Path, request: ImportRequest, channels: list[str
     if len(report["orientations"]) > 1:
         content["overwrite_image_reader_writer"] = "NibabelIOWithReorient"
     write_json(folder / "dataset.json", content)
-
-
-def _forget_fingerprint(name: str) -> None:
-    """The intensities of the replaced dataset must not plan the new one: nnU-Net keeps a fingerprint that it finds."""
-    preprocessed = os.environ.get("nnUNet_preprocessed")
-    if preprocessed:
-        (Path(preprocessed) / name / "dataset_fingerprint.json").unlink(missing_ok=True)

@@ -16,7 +16,10 @@ from nnunet_ssl.errors import UserError
 
 @contextmanager
 def built_beside(target: Path, old: Sequence[Path]) -> Iterator[Path]:
-    """A hidden folder beside ``target`` that takes its place (and that of ``old``) on success and goes otherwise."""
+    """A hidden folder beside ``target`` that takes its place (and that of ``old``) on success and goes otherwise.
+
+    ``old``: folders and files that go with the success, each moved aside in its own folder until then.
+    """
     _remove_leftovers(target)
     beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     beside.mkdir()
@@ -34,7 +37,7 @@ def built_beside(target: Path, old: Sequence[Path]) -> Iterator[Path]:
                         os.replace(hidden, path)
                 raise
             for _, hidden in aside:
-                shutil.rmtree(hidden, ignore_errors=True)
+                _delete(hidden)
     except OSError as error:
         raise UserError(f"The dataset could not be written into {target.parent}: {error}. Nothing changed.") from error
     finally:
@@ -66,6 +69,13 @@ def _remove_leftovers(target: Path) -> None:
             if number != os.getpid() and _is_alive(number):
                 continue
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.datasets import RawDataset, plans_in, processes, publish_dataset_json
+from nnunet_ssl.nnunet.datasets import (
+    RawDataset,
+    environment_folder,
+    load_json,
+    plans_in,
+    processes,
+    publish_dataset_json,
+)
+from nnunet_ssl.nnunet.files import write_json
+from nnunet_ssl.nnunet.import_report import REPORT
 from nnunet_ssl.nnunet.planners import plans_path, resolved
 from nnunet_ssl.nnunet.settings import DATA_KEYS
 
 SHARED_KEYS = ("transpose_forward", "image_reader_writer")
+VOLUMES = "ssl_volumes.json"  # beside the preprocessed cases: the hashes of the imported volumes that they show
 
 
 def data_facts(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -32,17 +42,25 @@ def data_facts(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def is_preprocessed(dataset: RawDataset, identifier: str) -> bool:
-    """Whether the folder holds every case of the dataset."""
+    """Whether the folder holds the cases of the dataset, every one and no other.
+
+    Where both are known, the volumes of the import must be those that were preprocessed, too.
+    """
     folder = dataset.folder / identifier
-    return folder.is_dir() and all((folder / f"{case}.pkl").is_file() for case in dataset.cases)
+    if {path.stem for path in folder.glob("*.pkl")} != set(dataset.cases):
+        return False
+    volumes, record = _volumes(dataset), folder / VOLUMES
+    return volumes is None or not record.is_file() or load_json(record) == volumes
+
+
+def _volumes(dataset: RawDataset) -> dict[str, Any] | None:
+    """The content hashes of a dataset that was made by `import`."""
+    report = environment_folder("nnUNet_raw") / dataset.name / REPORT
+    return load_json(report).get("volumes") if report.is_file() else None
 
 
 def share_data(dataset: RawDataset, plans: dict[str, Any]) -> list[str]:
-    """Let configurations use data that another plan has preprocessed in the same way; returns notes.
-
-    Only plans and names of cases are compared: a dataset that was imported again under the same number has to be
-    preprocessed by hand.
-    """
+    """Let configurations use data that another plan has preprocessed in the same way; returns notes."""
     own = plans_path(dataset, plans["plans_name"])
     others = [content for path, content in plans_in(dataset.folder).items() if path != own]
     notes = []
@@ -95,6 +113,9 @@ def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Se
             preprocessor.run(dataset.name, name, plans["plans_name"], num_processes=workers)
         except Exception as error:
             raise UserError(f"nnU-Net's preprocessing of {dataset.name} failed: {str(error).strip()[:300]}") from error
+        volumes = _volumes(dataset)
+        if volumes is not None:
+            write_json(dataset.folder / identifier / VOLUMES, volumes)
     _copy_labels(dataset)
     return notes
 

@@ -1,0 +1,147 @@
+"""`nnunet_ssl import --overwrite`: nothing that was computed from the old images is trained on afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet import moving
+from nnunet_ssl.nnunet.datasets import open_dataset
+from nnunet_ssl.nnunet.preprocessing import is_preprocessed
+from tests.import_tools import body, bring_in, places, write
+
+__all__ = ["places"]  # a fixture
+
+DATA = "preprocessed/Dataset901_T"
+SHAPE = (16, 24, 24)
+
+
+def commands(*lines: str) -> str:
+    """Several of our commands in one fresh process (nnU-Net reads its variables once a process)."""
+    calls = [["nnunet_ssl.cli.main:main", *line.split()] for line in lines]
+    script = [sys.executable, str(Path(__file__).with_name("entry_points.py")), json.dumps(calls)]
+    done = subprocess.run(script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          encoding="utf-8", errors="replace", timeout=600)  # fmt: skip
+    assert done.returncode == 0 and "nnunet_ssl: error" not in done.stdout, done.stdout
+    return done.stdout
+
+
+def highest(places, folder: str, case: str) -> float:
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    return float(np.asarray(nnUNetDatasetBlosc2(str(places / DATA / folder)).load_case(case)[0][:]).max())
+
+
+def test_excluded_and_replaced_images_leave_the_preprocessed_data(places):
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    bring = f"import {places / 'scans'} -d 901 -n T --channel CT -np 0"
+    for number, name in enumerate(("a", "b", "test1")):
+        write(places / f"scans/{name}.nii.gz", body(number, SHAPE))
+    commands(bring, "plan -d 901 --preset tiny --preprocess")
+    folder = places / DATA / "nnssl_tinyPlans_3d_fullres"
+    assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(folder))) == ["a", "b", "test1"]
+    (places / DATA / "splits_final.json").write_text("[]")
+    old = highest(places, folder.name, "a")
+
+    brighter = body(3, SHAPE)
+    brighter[4:8, 10:14, 10:14] = 900
+    write(places / "scans/a.nii.gz", brighter)
+    (places / "list.txt").write_text("test1\n")
+    bring += f" --exclude {places / 'list.txt'} --overwrite"
+    said = commands(bring, "plan -d 901 --preset tiny", "plan -d 901 --preset tiny -n other --preprocess")
+    replanned, other = said.split("### main plan")[1:]
+    assert "nnUNetv2_preprocess -d 901 -plans_name nnssl_tinyPlans" in replanned
+    assert not folder.exists() and not (places / DATA / "splits_final.json").exists()
+    assert "already preprocessed" not in other
+    new = places / DATA / "other_3d_fullres"
+    assert sorted(nnUNetDatasetBlosc2.get_identifiers(str(new))) == ["a", "b"]
+    assert sorted(path.name for path in (places / DATA / "gt_segmentations").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert highest(places, new.name, "a") > old + 3
+    report = json.loads((places / "raw/Dataset901_T/import_report.json").read_text())
+    assert json.loads((new / "ssl_volumes.json").read_text()) == report["volumes"]
+
+
+def preprocessed(places) -> Path:
+    """What a plan and its preprocessing leave, and something of the user's."""
+    base = places / DATA
+    for name in ("plan_3d_fullres/a.pkl", "plan_3d_fullres/a.b2nd", "ssl_foreground_masks/a.nii.gz",
+                 "gt_segmentations/a.nii.gz", "splits_final.json", "dataset_fingerprint.json", "plan.json",
+                 "notes/read.me"):  # fmt: skip
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text("{}")
+    return base
+
+
+def below(base: Path) -> list[str]:
+    return sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
+
+
+def test_plans_and_foreign_files_stay(places):
+    write(places / "scans/a.nii.gz", body())
+    bring_in(places)
+    base = preprocessed(places)
+    bring_in(places, overwrite=True)
+    assert below(base) == ["notes/read.me", "plan.json"]
+
+
+def test_preprocessed_data_whose_raw_dataset_was_deleted_goes_as_well(places):
+    write(places / "scans/a.nii.gz", body())
+    base = preprocessed(places)
+    bring_in(places, overwrite=True)
+    assert below(base) == ["notes/read.me", "plan.json"]
+
+
+def test_linked_preprocessed_data_is_unlinked(places):
+    write(places / "scans/a.nii.gz", body())
+    base = preprocessed(places)
+    os.replace(base / "plan_3d_fullres", places / "elsewhere")
+    (base / "plan_3d_fullres").symlink_to(places / "elsewhere")
+    bring_in(places, overwrite=True)
+    assert sorted(path.name for path in base.iterdir()) == ["notes", "plan.json"]
+
+
+def test_a_failed_overwrite_keeps_the_preprocessed_data(places, monkeypatch):
+    write(places / "scans/a.nii.gz", body())
+    first = bring_in(places).folder
+    base = preprocessed(places)
+    before = below(base), below(first)
+    replace = os.replace
+
+    def refuse(source, target):
+        if Path(target) == first and ".partial-" in str(source):
+            assert not (base / "plan_3d_fullres").exists()
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(moving.os, "replace", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        bring_in(places, overwrite=True)
+    assert (below(base), below(first)) == before
+
+
+def test_data_of_more_cases_or_of_other_volumes_is_not_the_dataset(places):
+    for name in "ab":
+        write(places / f"scans/{name}.nii.gz", body(ord(name)))
+    volumes = bring_in(places).report["volumes"]
+    folder = places / DATA / "data"
+    folder.mkdir(parents=True)
+    dataset = open_dataset(901)
+    for name in "ab":
+        assert not is_preprocessed(dataset, "data")
+        (folder / f"{name}.pkl").touch()
+    assert is_preprocessed(dataset, "data")  # by nnU-Net's own command, which leaves no record
+    (folder / "ssl_volumes.json").write_text(json.dumps(volumes))
+    assert is_preprocessed(dataset, "data")
+    (folder / "ssl_volumes.json").write_text(json.dumps({**volumes, "a": "0"}))
+    assert not is_preprocessed(dataset, "data")
+    (folder / "ssl_volumes.json").unlink()
+    (folder / "test1.pkl").touch()
+    assert not is_preprocessed(dataset, "data")
