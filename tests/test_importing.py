@@ -145,6 +145,18 @@ def test_identical_volumes_are_reported_and_copies_of_excluded_ones_kept_out(pla
     assert not list((places / "raw").glob("*/*/same_as_test*"))
 
 
+def test_a_copy_of_an_excluded_case_takes_no_other_case_with_it(places):
+    """Its name is the beginning of another's, up to a dot."""
+    write(places / "scans/test.nii.gz", body(2))
+    write(places / "scans/1.2.nii.gz", body(2))
+    write(places / "scans/1.2.3.nii.gz", body(3))
+    (places / "list.txt").write_text("test\n")
+    imported = bring_in(places, exclude=str(places / "list.txt"))
+    assert cases_of(imported) == ["1.2.3"]
+    left = sorted(str(path.relative_to(imported.folder)) for path in imported.folder.glob("*/*"))
+    assert left == ["imagesTr/1.2.3_0000.nii.gz", "labelsTr/1.2.3.nii.gz"]
+
+
 def test_content_hash_is_of_what_is_shown():
     image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32))
     image.SetSpacing((0.7, 0.8, 2.0))

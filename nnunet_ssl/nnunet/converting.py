@@ -62,7 +62,7 @@ def convert(task: Task) -> Outcome:
     except RuntimeError as error:  # ITK while orienting or extracting; writing errors are OSErrors and end the import
         outcome.reason = f"unreadable: {str(error).strip().splitlines()[-1][:200]}"
     if outcome.reason and task.folder is not None:
-        _remove(task)
+        remove_case(task)
     return outcome
 
 
@@ -161,6 +161,7 @@ def _label_path(task: Task) -> Path:
     return Path(task.folder or ".") / "labelsTr" / f"{task.name}{task.ending}"
 
 
-def _remove(task: Task) -> None:
+def remove_case(task: Task) -> None:
+    """Take the images and the mask of one case out of the dataset."""
     for path in [_label_path(task), *(_image_path(task, c) for c in range(len(task.channel_names)))]:
         path.unlink(missing_ok=True)

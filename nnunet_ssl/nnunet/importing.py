@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.converting import PLAIN_ENDING, Outcome, Task, convert, reencode
+from nnunet_ssl.nnunet.converting import PLAIN_ENDING, Outcome, Task, convert, reencode, remove_case
 from nnunet_ssl.nnunet.datasets import computed_from, dataset_name, environment_folder, load_json
 from nnunet_ssl.nnunet.dicom import Series, series_of
 from nnunet_ssl.nnunet.excluding import Exclusion, read_exclusion
@@ -150,7 +150,7 @@ def _fill(folder: Path, request: ImportRequest, cases: list[Case], channels: lis
     outcomes = {o.name: o for o in run_all(convert, tasks, request.processes, "Importing", _died)}
     for case in cases:
         outcomes.setdefault(case.name, Outcome(case.name, reason=case.problem))
-    _skip_copies_of_excluded(outcomes, excluded, folder)
+    _skip_copies_of_excluded(outcomes, excluded, tasks)
     used = [case for case in cases if case.name not in excluded and outcomes[case.name].reason is None]
     report = report_of(cases, outcomes, excluded, channels, exclusion)
     if not used:
@@ -170,16 +170,15 @@ def _died(task: Task) -> Outcome:
     return Outcome(task.name, reason="unreadable: the process that read it was killed (too large for the memory?)")
 
 
-def _skip_copies_of_excluded(outcomes: dict[str, Outcome], excluded: set[str], folder: Path) -> None:
+def _skip_copies_of_excluded(outcomes: dict[str, Outcome], excluded: set[str], tasks: Sequence[Task]) -> None:
     """A test case must not come in under a second name."""
     kept_out = {h: name for name in excluded for h in outcomes[name].hashes}
-    for name, outcome in outcomes.items():
+    for task in tasks:
+        outcome = outcomes[task.name]
         copies = [kept_out[h] for h in outcome.hashes if h in kept_out]
-        if name not in excluded and outcome.reason is None and copies:
+        if task.name not in excluded and outcome.reason is None and copies:
             outcome.reason = f"identical to the excluded case {copies[0]}"
-            for path in [*(folder / "imagesTr").glob(f"{name}_[0-9][0-9][0-9][0-9].*"),
-                         *(folder / "labelsTr").glob(f"{name}.*")]:
-                path.unlink()
+            remove_case(task)
 
 
 def _reoriented(folder: Path, report: dict[str, Any], ending: str, processes: int) -> str:
