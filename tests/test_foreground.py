@@ -89,12 +89,15 @@ def test_two_legs_are_both_body():
     assert mask[:, :, 23:26].mean() < 0.1
 
 
-def test_air_alone_has_no_body():
-    image = np.random.default_rng(0).normal(-1000.0, 20.0, SHAPE)
-    image[:, 40, 5:40] = 0.0  # the table alone
-    assert ct_body(image, SPACING).mean() < 0.04
-    image[:, 40] = -1000.0
-    assert not ct_body(image, SPACING).any()
+@pytest.mark.parametrize(("shape", "spacing"), [(SHAPE, SPACING), ((36, 120, 120), (2.0, 1.4, 1.4))])
+def test_air_and_a_table_alone_have_no_body(shape, spacing):
+    image = np.random.default_rng(0).normal(-1000.0, 20.0, shape)
+    assert not ct_body(image, spacing).any()
+    back = shape[1] - 8
+    image[:, back:back + int(6.0 / spacing[1]), 5:-5] = 0.0
+    assert not ct_body(image, spacing).any()
+    image[:, back - 20:back, 20:-20] = 40.0
+    assert ct_body(image, spacing)[:, back - 20:back, 20:-20].all()
 
 
 def test_ct_without_air_is_all_body():

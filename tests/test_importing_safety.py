@@ -48,6 +48,7 @@ BAD = {
     "picture": (lambda p: write(p, body()[0]), "2D"),
     "colour": (lambda p: sitk.WriteImage(sitk.GetImageFromArray(np.zeros((*SIZE, 3), "u1"), True), str(p)), "voxel"),
     "air": (lambda p: write(p, (body() * 0 - 1000 + np.arange(24) % 5).astype(np.int16)), "no body"),
+    "table": (lambda p: write(p, np.where(np.arange(20)[:, None] // 2 == 8, 0, body() * 0 - 1000)), "no body"),
     "fourD": (lambda p: sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(body())] * 2), str(p)), "channels"),
 }
 

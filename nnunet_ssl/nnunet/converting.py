@@ -81,7 +81,7 @@ def _convert(task: Task, outcome: Outcome) -> None:
     data = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
     mask = foreground(data, task.channel_names, first.GetSpacing()[::-1], axial_axis(first))
     if mask.mean() < LEAST_FOREGROUND:
-        raise Unusable("no body: " + ("no connected tissue above -500 HU" if _has_ct(task) else "no foreground found"))
+        raise Unusable("no body: " + ("air, or a table alone" if _has_ct(task) else "no foreground found"))
     outcome.facts = {
         "shape": list(first.GetSize()[::-1]),
         "spacing_mm": [round(s, 6) for s in first.GetSpacing()[::-1]],

@@ -34,8 +34,9 @@ def ct_body(image_hu: NDArray[np.generic], spacing_mm: Sequence[float], axial_ax
     :param axial_axis: the axis from feet to head. Air is flooded in every slice by itself, from the borders of the
         other two axes, so that lungs and airways that are cut by the end of the scan (or of what an anonymiser left of
         it) stay inside.
-    :return: mask of the image's shape. All False if there is no body. An image without air (a crop inside the body, or
-        one that was clipped to a window) is treated as :func:`dark_border_foreground` does.
+    :return: mask of the image's shape. All False if there is no body: nothing solid is thicker than a table top. An
+        image without air (a crop inside the body, or one that was clipped to a window) is treated as
+        :func:`dark_border_foreground` does.
     """
     if float(image_hu.min()) >= AIR_HU:
         return dark_border_foreground(image_hu, spacing_mm)
@@ -51,7 +52,7 @@ def dark_border_foreground(image: NDArray[np.generic], spacing_mm: Sequence[floa
     """Everything but a dark background that touches the border of the image; without such a background, everything.
 
     A constant that fills much of the border (padding) is background whatever its value. No histogram split is made:
-    Otsu's cuts through tissue where an image holds no air.
+    Otsu's cuts through tissue where an image holds no air. So an image of noise alone is foreground from end to end.
 
     :param image: (z, y, x), any units.
     :param spacing_mm: three numbers in the order of the axes.
@@ -93,7 +94,7 @@ def foreground(images: NDArray[np.generic], channel_names: Sequence[str], spacin
 def _body_on_working_grid(hu: NDArray[np.float32], spacing: NDArray[np.float64]) -> Mask:
     solid = hu >= AIR_HU
     core = _grown(_shrunk(solid, THIN_MM, spacing), THIN_MM, spacing)
-    core = _large_parts(core if core.any() else solid)
+    core = _large_parts(core)  # empty where all is as thin as a table top: no body
     # what the opening took from the kept parts (ears, nose, the skin's corners) comes back; thin plates do not
     body = _touching(_grown(core, THIN_MM + spacing.max(), spacing) & solid, core)
     smooth = ndimage.uniform_filter(hu, 3, mode="nearest")
