@@ -132,6 +132,22 @@ def test_exclusion_by_path_and_folder(places):
     assert cases_of(imported) == ["p4_ct"] and not imported.report["excluded_not_found"]
 
 
+@pytest.mark.parametrize(("source", "files"), [
+    ("scans", []), ("scans/*/ct.nii.gz", []), ("scans/p?", []), ("", ["p1", "p2"]),
+    ("", ["p1/ct.nii.gz", "p2/ct.nii.gz"]),
+])
+def test_a_folder_above_the_source_excludes_nothing(places, source, files):
+    for patient in ("p1", "p2"):
+        write(places / f"scans/{patient}/ct.nii.gz", body(ord(patient[1])))
+    above = [places.name, str(places), f"{places.parent.name}/{places.name}", places.parts[1]]
+    (places / "list.txt").write_text("\n".join([*above, "p2"]))
+    sources = [places / "scans" / file for file in files] or [places / source]
+    imported = bring_in(places, *sources, exclude=str(places / "list.txt"))
+    assert len(cases_of(imported)) == 1 and len(imported.report["excluded"]) == 1
+    assert imported.report["imported"][cases_of(imported)[0]]["files"] == [str(places / "scans/p1/ct.nii.gz")]
+    assert imported.report["excluded_not_found"] == above
+
+
 def test_identical_volumes_are_reported_and_copies_of_excluded_ones_kept_out(places):
     write(places / "scans/a.nii.gz", body(1))
     write(places / "scans/b.mha", body(1).astype(np.float32))

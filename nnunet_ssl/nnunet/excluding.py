@@ -20,7 +20,7 @@ class Exclusion:
     entries: tuple[str, ...] = ()
 
     def matches(self, case: Case) -> bool:
-        """Whether a line names this case, one of its files, or a folder that they lie in."""
+        """Whether a line names this case, one of its files, or a folder below the source that they lie in."""
         return any(_names(entry, case) for entry in self.entries)
 
     def unmatched(self, cases: Sequence[Case]) -> list[str]:
@@ -46,10 +46,12 @@ def _names(entry: str, case: Case) -> bool:
     bare = _bare(entry)
     for scan in case.channels:
         if "/" in entry:
-            wanted = "/" + _bare(entry.strip("/"))
-            if any(_bare(file).endswith(wanted) or f"{wanted}/" in file for file in scan.files):
+            wanted = "/" + entry.strip("/")
+            if any(_bare(file).endswith(_bare(wanted)) for file in scan.files):
                 return True
-        elif bare in (scan.stem, _bare(scan.stem)) or entry in os.path.dirname(scan.files[0]).split(os.sep):
+            if any(folder.endswith(wanted) for folder in scan.below):
+                return True
+        elif bare in (scan.stem, _bare(scan.stem)) or entry in map(os.path.basename, scan.below):
             return True
     return bare == case.name
 

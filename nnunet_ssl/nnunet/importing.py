@@ -110,11 +110,11 @@ def _scans(request: ImportRequest, replaced: Sequence[Path]) -> tuple[list[str],
     if not request.sources and request.from_dataset is None:
         raise UserError("Nothing to import: give files, folders or globs, or --from ID.")
     found = find(request.sources)
-    scans += [scan_of(file) for file in found.files]
+    scans += [scan_of(file, found.roots[file]) for file in found.files]
     folders = sorted(found.dicom)
     series = run_all(series_of, [found.dicom[f] for f in folders], request.processes, "DICOM headers", _died_series)
     for folder, listed in zip(folders, series, strict=True):
-        scans += scans_of_series(folder, listed)
+        scans += scans_of_series(folder, listed, found.roots[folder])
     inside = [s.files[0] for s in scans for path in replaced if Path(os.path.realpath(s.files[0])).is_relative_to(path)]
     if inside:
         raise UserError(f"{inside[0]} lies in the dataset that --overwrite would replace. Import under another -d.")

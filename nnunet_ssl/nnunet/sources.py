@@ -20,17 +20,31 @@ MANY = 8  # more numbered files than this with one prefix are numbered cases, no
 
 @dataclass(frozen=True)
 class Scan:
-    """One volume: a file, or the files of a DICOM series in order. ``stem``: its name without ending."""
+    """One volume: a file, or the files of a DICOM series in order. ``stem``: its name without ending.
+
+    ``root``: the folder above the source that it was found in; None where the file itself was given.
+    """
 
     stem: str
     files: tuple[str, ...]
     problem: str | None = None
+    root: str | None = None
 
     @property
     def folder(self) -> str:
         """The folder that it (the file, or the series' own folder) lies in."""
         parent = os.path.dirname(self.files[0])
         return parent if ending_of(self.files[0]) else os.path.dirname(parent)
+
+    @property
+    def below(self) -> list[str]:
+        """The folders that it lies in, up to the source that was given (a file's own folder); not what is above."""
+        folder, found = os.path.dirname(self.files[0]), []
+        root = os.path.dirname(folder) if self.root is None else self.root
+        while len(folder) > len(root):
+            found.append(folder)
+            folder = os.path.dirname(folder)
+        return found
 
 
 @dataclass(frozen=True)
@@ -49,34 +63,43 @@ class Found:
     files: list[str]
     dicom: dict[str, list[str]]
     label_folders: list[str]
+    roots: dict[str, str]  # Scan.root by volume file and by folder of DICOM files
 
 
 def find(patterns: Sequence[str]) -> Found:
     """Expand files, folders (searched to the bottom) and globs. UserError for one that matches nothing."""
-    found = Found([], {}, [])
+    found = Found([], {}, [], {})
     seen: set[str] = set()
     for pattern in patterns:
         expanded = os.path.expanduser(pattern)
         paths = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
         if not paths:
             raise UserError(f"{pattern} does not exist and matches no file. Give files, folders or globs.")
+        root = _root(expanded)
         for path in paths:
             for file in _files_below(path, found.label_folders) if os.path.isdir(path) else [path]:
-                _sort_in(os.path.abspath(file), found, seen)
+                _sort_in(os.path.abspath(file), found, seen, root)
     return found
 
 
-def scan_of(file: str) -> Scan:
+def _root(source: str) -> str:
+    """The folder above a source: above the folder, the file's folder, or the folder in which a glob begins."""
+    if not os.path.exists(source):
+        source = re.split(r"[*?\[]", source, maxsplit=1)[0]
+    return os.path.dirname(os.path.abspath(source if os.path.isdir(source) else os.path.dirname(source)))
+
+
+def scan_of(file: str, root: str | None = None) -> Scan:
     """A volume file as a scan."""
-    return Scan(os.path.basename(file)[: -len(ending_of(file))], (file,))
+    return Scan(os.path.basename(file)[: -len(ending_of(file))], (file,), root=root)
 
 
-def scans_of_series(folder: str, series: Iterable[Series]) -> list[Scan]:
+def scans_of_series(folder: str, series: Iterable[Series], root: str | None = None) -> list[Scan]:
     """The series of one folder as scans, called like the folder (with a number where there are several)."""
     listed = sorted(series, key=lambda s: (s.problem is not None, s.uid))
     name = os.path.basename(folder) or "dicom"
     stems = [name if len(listed) == 1 else f"{name}_s{number}" for number in range(1, len(listed) + 1)]
-    return [Scan(stem, s.files, s.problem) for stem, s in zip(stems, listed, strict=True)]
+    return [Scan(stem, s.files, s.problem, root) for stem, s in zip(stems, listed, strict=True)]
 
 
 def group(scans: Sequence[Scan], num_channels: int) -> list[Case]:
@@ -153,11 +176,13 @@ def _files_below(folder: str, label_folders: list[str]) -> Iterable[str]:
         yield from (os.path.join(root, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _sort_in(file: str, found: Found, seen: set[str]) -> None:
+def _sort_in(file: str, found: Found, seen: set[str], root: str) -> None:
     if file in seen:
         return
     seen.add(file)
     if ending_of(file):
         found.files.append(file)
+        found.roots[file] = root
     elif looks_like_dicom(Path(file)):
         found.dicom.setdefault(os.path.dirname(file), []).append(file)
+        found.roots.setdefault(os.path.dirname(file), root)
