@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,59 @@ def test_a_failed_overwrite_keeps_the_preprocessed_data(places, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         bring_in(places, overwrite=True)
     assert (below(base), below(first)) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from nnunet_ssl.cli.main import main
+from nnunet_ssl.nnunet import moving
+
+replace, moves = os.replace, []
+
+def replace_or_die(source, target):
+    replace(source, target)
+    if ".replaced-" in Path(target).name or ".partial-" in Path(source).name:
+        moves.append(target)
+    if len(moves) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+moving.os.replace = replace_or_die
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("moves", [1, 2, 6, 7])  # the old dataset and five things of its preprocessed data, the new one
+def test_an_overwrite_that_was_killed_is_undone_or_finished_by_the_next_import(places, moves):
+    write(places / "scans/a.nii.gz", body())
+    first = bring_in(places).folder
+    base = preprocessed(places)
+    before = below(base), below(first)
+    write(places / "scans/b.nii.gz", body(1))
+    arguments = ["import", str(places / "scans"), "-d", "901", "-n", "T", "--channel", "CT", "-np", "0", "--overwrite"]
+    done = subprocess.run([sys.executable, "-c", KILLED, str(moves), *arguments], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stdout
+    assert first.exists() == (moves == 7)
+    with pytest.raises(UserError, match="901 is taken"):
+        bring_in(places)
+    if moves < 7:
+        assert (below(base), below(first)) == before
+    else:
+        assert below(base) == ["notes/read.me", "plan.json"] and (first / "labelsTr/b.nii.gz").is_file()
+    assert not [*places.rglob("*.replaced-*")]
+    bring_in(places, overwrite=True)
+    assert [path.name for path in (places / "raw").iterdir()] == [first.name]
+
+
+def test_what_a_running_import_moved_aside_is_left_alone(places):
+    write(places / "scans/a.nii.gz", body())
+    bring_in(places)
+    hidden = places / "raw/.Dataset901_T.replaced-1"
+    hidden.mkdir()
+    bring_in(places, overwrite=True)
+    assert hidden.is_dir()
 
 
 def test_data_of_more_cases_or_of_other_volumes_is_not_the_dataset(places):

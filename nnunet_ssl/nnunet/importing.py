@@ -19,7 +19,7 @@ from nnunet_ssl.nnunet.dicom import Series, series_of
 from nnunet_ssl.nnunet.excluding import Exclusion, read_exclusion
 from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.import_report import REPORT, report_of, why_nothing
-from nnunet_ssl.nnunet.moving import built_beside
+from nnunet_ssl.nnunet.moving import built_beside, put_back
 from nnunet_ssl.nnunet.pool import run_all
 from nnunet_ssl.nnunet.sources import Case, Scan, find, group, scan_of, scans_of_series
 from nnunet_ssl.nnunet.volumes import ending_of
@@ -56,6 +56,7 @@ def import_dataset(request: ImportRequest) -> Imported:
     """Build the dataset. UserError, with nothing left behind, where that is impossible."""
     raw = environment_folder("nnUNet_raw")
     target = raw / _folder_name(request)
+    put_back(raw, f"Dataset{request.dataset_id:03d}_*", _folders_of(request))
     old = _taken(request, target)
     channels, scans, notes = _scans(request, old)
     exclusion = read_exclusion(request.exclude)
@@ -76,12 +77,15 @@ def _folder_name(request: ImportRequest) -> str:
     return f"Dataset{request.dataset_id:03d}_{request.name}"
 
 
+def _folders_of(request: ImportRequest) -> list[Path]:
+    """What nnU-Net's three folders hold of the dataset's id."""
+    places = [Path(os.environ[variable]) for variable in FOLDERS if os.environ.get(variable)]
+    return [path for place in places for path in sorted(place.glob(f"Dataset{request.dataset_id:03d}_*"))]
+
+
 def _taken(request: ImportRequest, target: Path) -> list[Path]:
     """The raw datasets that will be replaced. UserError where the id is in use and that was not allowed."""
-    there = []
-    for variable in FOLDERS:
-        if os.environ.get(variable):
-            there += sorted(Path(os.environ[variable]).glob(f"Dataset{request.dataset_id:03d}_*"))
+    there = _folders_of(request)
     if there and not request.overwrite:
         raise UserError(
             f"Dataset id {request.dataset_id} is taken: {', '.join(map(str, there))}. Choose another -d, or replace "

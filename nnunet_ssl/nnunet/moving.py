@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,32 @@ def _terminating_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def put_back(folder: Path, names: str, elsewhere: Sequence[Path] = ()) -> None:
+    """Bring back what a process that was killed between its two moves had moved aside.
+
+    Where the new dataset had come into its place before the kill, the old one goes, as it would have.
+
+    :param names: glob of the datasets in ``folder`` that may be moved aside.
+    :param elsewhere: folders in which files of theirs may be moved aside.
+    """
+    hidden = [*folder.glob(f".{names}.replaced-*"), *(path for f in elsewhere for path in f.glob(".*.replaced-*"))]
+    taken = any(folder.glob(names))
+    for path in hidden:
+        match = re.fullmatch(r"\.(.+)\.replaced-(\d+)", path.name)
+        if match is None or _is_running(match[2]):
+            continue
+        place = path.with_name(match[1])
+        if place.exists() or (taken and not any(folder.glob(f".*.partial-{match[2]}"))):
+            _delete(path)
+        else:
+            os.replace(path, place)
+
+
 def _remove_leftovers(target: Path) -> None:
     """What a killed import of the same dataset left, if its process is gone."""
     for path in target.parent.glob(f".{target.name}.partial-*"):
-        with suppress(ValueError):
-            number = int(path.name.rpartition("-")[2])
-            if number != os.getpid() and _is_alive(number):
-                continue
-        shutil.rmtree(path, ignore_errors=True)
+        if not _is_running(path.name.rpartition("-")[2]):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _delete(path: Path) -> None:
@@ -78,10 +97,13 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def _is_running(process: str) -> bool:
+    """Whether another process has this number."""
+    if process == str(os.getpid()):
+        return False
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
         return False
     except OSError:
         return True
