@@ -96,6 +96,23 @@ def test_series_that_are_no_scans(tmp_path):
     assert "modality SEG" in problems["dose"] and "one slice" in problems["one"] and "unreadable" in problems["bad"]
 
 
+def write_enhanced(path, array):
+    """All slices in one file; SimpleITK makes it an Enhanced CT."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetMetaData("0008|0060", "CT")
+    image.SetMetaData("0020|000e", "1.2.3.1")
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_files_of_several_frames_are_refused_because_nothing_says_where_they_lie(tmp_path):
+    write_enhanced(tmp_path / "one/a.dcm", volume())
+    assert sitk.ReadImage(str(tmp_path / "one/a.dcm")).GetSize() == (24, 20, 8)
+    [series] = series_of(files(tmp_path / "one"))
+    assert "multi-frame" in series.problem and "dcm2niix" in series.problem
+
+
 def test_folders_are_imported_without_names_of_patients(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     scans = tmp_path / "scans"

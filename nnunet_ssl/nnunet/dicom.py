@@ -2,6 +2,7 @@
 
 ITK stacks slices at even distances along the slice normal whatever their positions say: a series with a missing slice
 or a tilted gantry would be imported warped. Positions and orientations are checked here, before anything is stacked.
+Those of an enhanced (multi-frame) file lie in sequences that SimpleITK does not show, so these files are refused.
 """
 
 from __future__ import annotations
@@ -92,8 +93,11 @@ def _checked(uid: str, slices: list[_Slice]) -> Series:
     first = slices[0]
     if first.modality in NO_SCANS:
         return Series(uid, files, f"DICOM modality {first.modality} is not a scan")
+    if any(s.frames > 1 for s in slices):
+        return Series(uid, files, "enhanced (multi-frame) DICOM: where its frames lie cannot be checked; convert it to "
+                      "NIfTI first, e.g. with dcm2niix")  # fmt: skip
     if len(slices) == 1:
-        return Series(uid, files, None if first.frames > 1 else "2D: a DICOM series of one slice")
+        return Series(uid, files, "2D: a DICOM series of one slice")
     if len({s.size for s in slices}) > 1:
         return Series(uid, files, "slices of different sizes in one DICOM series")
     if any(s.position is None or s.orientation is None for s in slices):
