@@ -7,15 +7,19 @@ it off. It must stay cheap and silent: it runs in every process of the environme
 import os
 
 
+def switched_off():
+    return os.environ.get("NNUNET_SSL_DISCOVERY", "").strip().lower() in ("0", "f", "false", "no", "off")
+
+
 def _append(variable="nnUNet_extTrainer"):
-    if os.environ.get("NNUNET_SSL_DISCOVERY", "").strip().lower() in ("0", "f", "false", "no", "off"):
-        return False
+    """Whether our folder is there to be found, appended by this process or by the one that started it."""
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "nnunet_ssl", "discovery")
+    if switched_off() or not os.path.isdir(folder):
+        return False
     value = os.environ.get(variable, "")
-    if os.path.isdir(folder) and folder not in value.split(os.pathsep):
+    if folder not in value.split(os.pathsep):
         os.environ[variable] = value + os.pathsep + folder if value else folder
-        return True
-    return False
+    return True
 
 
-appended = _append()
+active = _append()

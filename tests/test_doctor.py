@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -112,14 +112,45 @@ def test_versions_of_nnunet(found: str, status: str, monkeypatch: pytest.MonkeyP
 
 def test_which_discovery_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(["/mine", DISCOVERY]))
-    monkeypatch.setitem(sys.modules, "_nnunet_ssl_boot", SimpleNamespace(appended=True))
-    assert "by the file" in doctor.discovery().found
-    monkeypatch.setitem(sys.modules, "_nnunet_ssl_boot", SimpleNamespace(appended=False))
+    boot(monkeypatch)
+    assert "by the file" in doctor.discovery().found  # whether this process appended it or the one that started it
+    boot(monkeypatch, "0")
     assert "by the variable" in doctor.discovery().found
+    monkeypatch.delitem(sys.modules, "_nnunet_ssl_boot")
+    assert "by the variable" in doctor.discovery().found
+
+
+def boot(monkeypatch: pytest.MonkeyPatch, switch: str | None = None) -> None:
+    """What the file of the installation does when Python starts."""
+    monkeypatch.delenv("NNUNET_SSL_DISCOVERY", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("NNUNET_SSL_DISCOVERY", switch)
+    spec = spec_from_file_location("_nnunet_ssl_boot", REPOSITORY / "_nnunet_ssl_boot.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "_nnunet_ssl_boot", module)
+
+
+@pytest.mark.parametrize(("switch", "off"), [("0", True), ("False", True), ("1", False), ("", False), (None, False)])
+def test_whether_discovery_is_switched_off(switch: str | None, off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", "/mine")
-    monkeypatch.setenv("NNUNET_SSL_DISCOVERY", "0")
+    boot(monkeypatch, switch)
+    assert (DISCOVERY in os.environ["nnUNet_extTrainer"]) != off
+    monkeypatch.setenv("nnUNet_extTrainer", "/mine")  # whatever the reason, it is not there now
     check = doctor.discovery()
-    assert check.status == "bad" and "NNUNET_SSL_DISCOVERY=0" in check.found and "/mine" in check.remedy
+    assert check.status == "bad" and "/mine" in check.remedy
+    assert (f"switched off by NNUNET_SSL_DISCOVERY={switch}" in check.found) == off
+
+
+def test_without_torch_every_check_is_made(ready: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(doctor, "_installed", lambda name: "not installed")
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 12, 1))
+    monkeypatch.setattr(doctor, "trainers", lambda: iter(()))
+    checks = {check.name: check for check in doctor.examine()}
+    assert {"torch", "device", *doctor.FOLDERS, "processes", "discovery"} <= set(checks)
+    assert checks["torch"].status == checks["device"].status == "bad"
+    assert "pip install torch" in checks["torch"].remedy and "torch" in checks["device"].found
 
 
 def test_env_prints_the_line_and_keeps_the_users_value(

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -23,6 +23,7 @@ SUPPORTED = (2, 8)
 DISCOVERY = Path(nnunet_ssl.__file__).resolve().parent / "discovery"
 VARIABLE = "nnUNet_extTrainer"
 LOW_DISK_GB = 10
+NOT_INSTALLED = "not installed"
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,21 @@ class Check:
 
 def examine() -> Iterator[Check]:
     """All checks, the quick ones first; looking up the trainers takes seconds."""
-    yield python()
-    yield nnunet_version()
-    yield torch_and_torchvision()
-    yield device()
+    for check in (python, nnunet_version, torch_and_torchvision, device):
+        yield _caught(check)
     for name in FOLDERS:
-        yield folder(name)
-    yield workers()
-    yield discovery()
+        yield _caught(folder, name)
+    yield _caught(workers)
+    yield _caught(discovery)
     yield from trainers()
+
+
+def _caught(check: Callable[..., Check], *arguments: str) -> Check:
+    """A check that cannot be made is a problem; the others are made all the same."""
+    try:
+        return check(*arguments)
+    except Exception as error:
+        return Check(" ".join([check.__name__, *arguments]), "bad", _in_a_line(error), "mend the lines above first")
 
 
 def python() -> Check:
@@ -64,7 +71,7 @@ def nnunet_version() -> Check:
     try:
         found = version("nnunetv2")
     except PackageNotFoundError:
-        return Check("nnunetv2", "bad", "not installed", remedy)
+        return Check("nnunetv2", "bad", NOT_INSTALLED, remedy)
     good = tuple(int(part) for part in found.split(".")[:2]) == SUPPORTED
     return Check("nnunetv2", "ok" if good else "bad", found, "" if good else remedy)
 
@@ -72,6 +79,8 @@ def nnunet_version() -> Check:
 def torch_and_torchvision() -> Check:
     """A torchvision that does not match torch stops nnU-Net's search for any trainer but its default one."""
     found = "torch {}, torchvision {}".format(*(_installed(name) for name in ("torch", "torchvision")))
+    if _installed("torch") == NOT_INSTALLED:
+        return Check("torch", "bad", found, "pip install torch, as its web page says for your machine")
     # In another process: a failed import leaves half-initialised modules behind.
     done = subprocess.run([sys.executable, "-c", "import torchvision"], stdin=subprocess.DEVNULL, capture_output=True,
                           encoding="utf-8", errors="replace", timeout=600)  # fmt: skip
@@ -142,11 +151,12 @@ def discovery() -> Check:
     listed = os.environ.get(VARIABLE, "").split(os.pathsep)
     boot = sys.modules.get("_nnunet_ssl_boot")
     if any(entry and Path(entry).resolve() == DISCOVERY for entry in listed):
-        by_file = getattr(boot, "appended", False)
+        by_file = getattr(boot, "active", False)
         return Check("discovery", "ok", "by the file of the installation (nnunet_ssl_discovery.pth)" if by_file
                      else f"by the variable {VARIABLE}")  # fmt: skip
-    off = os.environ.get("NNUNET_SSL_DISCOVERY")
-    reason = f"switched off by NNUNET_SSL_DISCOVERY={off}" if off is not None else "no discovery file is active"
+    reason = "no discovery file is active"
+    if boot is not None and boot.switched_off():
+        reason = f"switched off by NNUNET_SSL_DISCOVERY={os.environ['NNUNET_SSL_DISCOVERY']}"
     return Check("discovery", "bad", f"{VARIABLE} does not name {DISCOVERY}; {reason}", export_line())
 
 
@@ -167,14 +177,17 @@ def trainers() -> Iterator[Check]:
                 search = importlib.import_module("nnunetv2.utilities.find_objects").recursive_find_trainer_class_by_name
                 found = search(name)
         except Exception as error:
-            reason = (str(error).splitlines() or ["no message"])[0].split(" (")[0]
-            yield Check(name, "bad", f"{type(error).__name__}: {reason}", "mend the lines above first")
+            yield Check(name, "bad", _in_a_line(error), "mend the lines above first")
         else:
             yield Check(name, "ok", f"found in {found.__module__}")
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: " + (str(error).splitlines() or ["no message"])[0].split(" (")[0]
 
 
 def _installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
