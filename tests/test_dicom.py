@@ -113,6 +113,16 @@ def test_files_of_several_frames_are_refused_because_nothing_says_where_they_lie
     assert "multi-frame" in series.problem and "dcm2niix" in series.problem
 
 
+def test_a_number_of_frames_that_is_none_is_damage(tmp_path):
+    path = write_enhanced(tmp_path / "a.dcm", volume())
+    content = path.read_bytes()
+    at = content.index(bytes([0x28, 0, 8, 0])) + 8  # the value of (0028,0008)
+    assert content[at:at + 2] == b"8 "
+    path.write_bytes(content[:at] + b"8x" + content[at + 2:])
+    [series] = series_of([str(path)])
+    assert "unreadable" in series.problem
+
+
 def test_folders_are_imported_without_names_of_patients(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     scans = tmp_path / "scans"

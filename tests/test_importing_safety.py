@@ -117,6 +117,28 @@ def test_missing_source_and_missing_variable(places, monkeypatch):
         bring_in(places)
 
 
+@pytest.mark.parametrize("raw", ["file/raw", "file"])
+def test_a_folder_that_cannot_be_made_is_named(places, monkeypatch, capsys, raw):
+    (places / "file").touch()
+    write(places / "scans" / "a.nii.gz", body())
+    monkeypatch.setenv("nnUNet_raw", str(places / raw))
+    assert main(["import", str(places / "scans"), "-d", "901", "-n", "T", "--channel", "CT", "-np", "0"]) == 1
+    said = capsys.readouterr().err
+    assert str(places / raw) in said and "Check the path" in said
+    assert (places / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("value", ["many", "0", "-2", "", "1.5"])
+@pytest.mark.parametrize("command", ["import SCANS -d 901 -n T --channel CT", "plan -d 901 --preset tiny"])
+def test_a_wrong_number_of_processes_is_named(places, monkeypatch, capsys, command, value):
+    write(places / "scans" / "a.nii.gz", body())
+    if command.startswith("plan"):
+        bring_in(places)
+    monkeypatch.setenv("nnUNet_def_n_proc", value)
+    assert main(command.replace("SCANS", str(places / "scans")).split()) == 1
+    assert f"nnUNet_def_n_proc is {value!r}, expected a whole number" in capsys.readouterr().err
+
+
 def test_an_id_that_is_taken(places):
     write(places / "scans" / "a.nii.gz", body())
     first = bring_in(places)

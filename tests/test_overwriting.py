@@ -172,6 +172,19 @@ def test_an_overwrite_that_was_killed_is_undone_or_finished_by_the_next_import(p
     assert [path.name for path in (places / "raw").iterdir()] == [first.name]
 
 
+def test_a_dataset_that_cannot_be_moved_back_is_named(places, monkeypatch):
+    write(places / "scans/a.nii.gz", body())
+    hidden = places / f"raw/.Dataset901_T.replaced-{os.getpid()}"
+    hidden.mkdir()
+
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(moving.os, "replace", refuse)
+    with pytest.raises(UserError, match=r"Permission denied.*Rename it to Dataset901_T"):
+        bring_in(places)
+
+
 def test_what_a_running_import_moved_aside_is_left_alone(places):
     write(places / "scans/a.nii.gz", body())
     bring_in(places)

@@ -18,8 +18,6 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import replacing, write_json
 
 MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
-COMPUTED = (MASKS, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")  # beside the cases' folders
-CASE_ENDINGS = (".b2nd", ".pkl", ".npz", ".npy")
 
 
 @dataclass
@@ -74,7 +72,10 @@ def quiet_planning() -> Iterator[None]:
 
 def processes() -> int:
     """nnU-Net's number of worker processes (``nnUNet_def_n_proc``), no more than there are cores."""
-    return max(1, min(int(os.environ.get("nnUNet_def_n_proc", "8")), os.cpu_count() or 1))
+    value = os.environ.get("nnUNet_def_n_proc", "8").strip()
+    if not (value.isdecimal() and int(value) > 0):
+        raise UserError(f"nnUNet_def_n_proc is {value!r}, expected a whole number from 1 up. Set it so, or unset it.")
+    return min(int(value), os.cpu_count() or 1)
 
 
 def dataset_name(identifier: int | str) -> str:
@@ -119,17 +120,9 @@ def plans_in(folder: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def computed_from(name: str) -> list[Path]:
-    """What lies in nnUNet_preprocessed that was computed from a dataset's images; its plans are none of it."""
-    if not os.environ.get("nnUNet_preprocessed"):
-        return []
-    folder = environment_folder("nnUNet_preprocessed") / name
-    cases = [path for path in folder.glob("[!.]*") if any(file.suffix in CASE_ENDINGS for file in path.glob("*"))]
-    return [*(path for path in (folder / part for part in COMPUTED) if path.exists()), *cases]
-
-
 def open_dataset(identifier: int | str) -> RawDataset:
     """Find a raw dataset; where cases have no label, foreground masks are made in the preprocessed folder instead."""
+    processes()  # nnU-Net stumbles over a wrong number as soon as a module of it is imported
     name = dataset_name(identifier)
     folder = environment_folder("nnUNet_raw") / name
     environment_folder("nnUNet_preprocessed")

@@ -60,7 +60,7 @@ def series_of(files: Sequence[str]) -> list[Series]:
     for path in sorted(files):
         try:
             header = _header(path)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             broken.append(Series(path, (path,), "unreadable: no DICOM image (a report, a structure set, or damaged)"))
             continue
         found.setdefault(header.uid, []).append(header)

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.converting import PLAIN_ENDING, Outcome, Task, convert, reencode, remove_case
-from nnunet_ssl.nnunet.datasets import computed_from, dataset_name, environment_folder, load_json
+from nnunet_ssl.nnunet.datasets import MASKS, dataset_name, environment_folder, load_json
 from nnunet_ssl.nnunet.dicom import Series, series_of
 from nnunet_ssl.nnunet.excluding import Exclusion, read_exclusion
 from nnunet_ssl.nnunet.files import write_json
@@ -26,6 +26,8 @@ from nnunet_ssl.nnunet.volumes import ending_of
 
 LINKABLE = (".nrrd", ".mha")  # beside .nii.gz: kept where all files are of one kind, since nnU-Net reads them
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+COMPUTED = (MASKS, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")  # beside the cases' folders
+CASE_ENDINGS = (".b2nd", ".pkl", ".npz", ".npy")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ def import_dataset(request: ImportRequest) -> Imported:
     channels, scans, notes = _scans(request, old)
     exclusion = read_exclusion(request.exclude)
     cases = group(scans, len(channels))
-    raw.mkdir(parents=True, exist_ok=True)
-    with built_beside(target, [*old, *computed_from(target.name)]) as beside:
+    with built_beside(target, [*old, *_computed_from(target.name)]) as beside:
         report = _fill(beside, request, cases, channels, exclusion)
         report |= {"dataset": target.name}
         write_json(beside / REPORT, report)
@@ -98,6 +99,15 @@ def _taken(request: ImportRequest, target: Path) -> list[Path]:
             f"an id. Use -n {others[0].name[11:]}, choose another -d, or remove that folder yourself."
         )
     return [path for path in there if path.parent == target.parent]
+
+
+def _computed_from(name: str) -> list[Path]:
+    """What lies in nnUNet_preprocessed that was computed from a dataset's images; its plans are none of it."""
+    if not os.environ.get("nnUNet_preprocessed"):
+        return []
+    folder = environment_folder("nnUNet_preprocessed") / name
+    cases = [path for path in folder.glob("[!.]*") if any(file.suffix in CASE_ENDINGS for file in path.glob("*"))]
+    return [*(path for path in (folder / part for part in COMPUTED) if path.exists()), *cases]
 
 
 def _scans(request: ImportRequest, replaced: Sequence[Path]) -> tuple[list[str], list[Scan], list[str]]:

@@ -23,8 +23,8 @@ def built_beside(target: Path, old: Sequence[Path]) -> Iterator[Path]:
     """
     _remove_leftovers(target)
     beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    beside.mkdir()
     try:
+        beside.mkdir(parents=True)
         with _terminating_as_interrupt():
             yield beside
             aside = [(path, path.with_name(f".{path.name}.replaced-{os.getpid()}")) for path in old]
@@ -40,7 +40,10 @@ def built_beside(target: Path, old: Sequence[Path]) -> Iterator[Path]:
             for _, hidden in aside:
                 _delete(hidden)
     except OSError as error:
-        raise UserError(f"The dataset could not be written into {target.parent}: {error}. Nothing changed.") from error
+        raise UserError(
+            f"The dataset could not be written into {target.parent}: {error}. Nothing changed. Check the path, the "
+            "room and the permissions there."
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -80,7 +83,16 @@ def put_back(folder: Path, names: str, elsewhere: Sequence[Path] = ()) -> None:
         if place.exists() or (taken and not any(folder.glob(f".*.partial-{match[2]}"))):
             _delete(path)
         else:
-            os.replace(path, place)
+            _move_back(path, place)
+
+
+def _move_back(path: Path, place: Path) -> None:
+    try:
+        os.replace(path, place)
+    except OSError as error:
+        raise UserError(
+            f"A killed import left {path} there, and it cannot be moved back: {error}. Rename it to {place.name}."
+        ) from error
 
 
 def _remove_leftovers(target: Path) -> None:
