@@ -74,7 +74,7 @@ def preprocessed(places) -> Path:
     """What a plan and its preprocessing leave, and something of the user's."""
     base = places / DATA
     for name in ("plan_3d_fullres/a.pkl", "plan_3d_fullres/a.b2nd", "ssl_foreground_masks/a.nii.gz",
-                 "gt_segmentations/a.nii.gz", "splits_final.json", "dataset_fingerprint.json", "plan.json",
+                 "gt_segmentations/a.npy", "splits_final.json", "dataset_fingerprint.json", "plan.json",
                  "notes/read.me"):  # fmt: skip
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text("{}")

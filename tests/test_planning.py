@@ -295,6 +295,33 @@ def test_a_fingerprint_of_other_cases_is_made_again(folders: Path, monkeypatch: 
     assert ran and list(ran[0].dataset) == ["c000", "c001", "c002"]
 
 
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_preprocessed_folder_that_cannot_be_written_is_not_the_images_fault(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    raw_dataset(folders, 901)
+    (folders / "file").touch()
+    monkeypatch.setenv("nnUNet_preprocessed", str(folders / "file" / below))
+    with pytest.raises(UserError, match=r"file.* cannot be written \(Not a directory\).*nnUNet_preprocessed"):
+        make_plan(PlanRequest(901, preset="tiny"))
+
+
+def test_a_fingerprint_that_finds_no_room_is_not_the_images_fault(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = raw_dataset(folders, 901)
+    (dataset.preprocessed / "dataset_fingerprint.json").unlink()
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as module
+
+    def full(self: object, overwrite_existing: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.DatasetFingerprintExtractor, "run", full)
+    with pytest.raises(UserError, match=r"No space left on device. Check the room in") as caught:
+        make_plan(PlanRequest(901, preset="tiny"))
+    assert "labels" not in str(caught.value)
+
+
 def test_plain_images_through_the_command_line(folders: Path) -> None:
     """No labels at all: masks, fingerprint, plan, nnU-Net's preprocessing, and the next command."""
     dataset = raw_dataset(folders, 901, shape=(24, 28, 26), spacing=(1, 1, 1), cases=2, written=True)

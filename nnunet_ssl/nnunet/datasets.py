@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.files import replacing, write_json
+from nnunet_ssl.nnunet.files import check_writable, replacing, write_json
 
 MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
 
@@ -125,7 +125,7 @@ def open_dataset(identifier: int | str) -> RawDataset:
     processes()  # nnU-Net stumbles over a wrong number as soon as a module of it is imported
     name = dataset_name(identifier)
     folder = environment_folder("nnUNet_raw") / name
-    environment_folder("nnUNet_preprocessed")
+    check_writable(environment_folder("nnUNet_preprocessed") / name, "nnUNet_preprocessed")
     content = load_json(folder / "dataset.json")
     for key in ("channel_names", "file_ending"):
         if key not in content and not (key == "channel_names" and "modality" in content):
@@ -221,6 +221,11 @@ def fingerprint(dataset: RawDataset) -> dict[str, Any]:
             extractor = DatasetFingerprintExtractor(dataset.name, min(processes(), len(dataset.cases)))
             extractor.dataset, extractor.dataset_json = dataset.cases, dataset.json
             extractor.run(overwrite_existing=True)
+    except OSError as error:
+        raise UserError(
+            f"The fingerprint of {dataset.name} could not be made: {error}. Check the room in {path.parent} and the "
+            "permissions of the named file."
+        ) from error
     except Exception as error:
         raise UserError(
             f"The fingerprint of {dataset.name} could not be made: {str(error).strip()[:300]}. Check the images and "

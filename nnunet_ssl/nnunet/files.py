@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from nnunet_ssl.errors import UserError
 
 
 @contextmanager
@@ -27,6 +30,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path, variable: str) -> None:
+    """UserError where ``folder``, which need not be there yet and lies in that of ``variable``, cannot be written."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}). Set {variable} to a folder that you may write to and that "
+            "has room."
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

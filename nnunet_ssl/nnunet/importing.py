@@ -106,8 +106,10 @@ def _computed_from(name: str) -> list[Path]:
     if not os.environ.get("nnUNet_preprocessed"):
         return []
     folder = environment_folder("nnUNet_preprocessed") / name
-    cases = [path for path in folder.glob("[!.]*") if any(file.suffix in CASE_ENDINGS for file in path.glob("*"))]
-    return [*(path for path in (folder / part for part in COMPUTED) if path.exists()), *cases]
+    beside = [folder / part for part in COMPUTED]
+    there = [path for path in folder.glob("[!.]*") if path not in beside]
+    cases = [path for path in there if any(file.suffix in CASE_ENDINGS for file in path.glob("*"))]
+    return [*(path for path in beside if path.exists()), *cases]
 
 
 def _scans(request: ImportRequest, replaced: Sequence[Path]) -> tuple[list[str], list[Scan], list[str]]:
