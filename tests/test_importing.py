@@ -103,6 +103,20 @@ def test_names_of_cases(places):
     assert not imported.report["skipped"]
 
 
+def test_numbered_cases_that_look_like_channels_are_told_how_to_be_imported(places):
+    for number in range(5):
+        write(places / f"scans/scan_{number:04d}.nii.gz", body(number))
+    write(places / "scans/good.nii.gz", body(9))
+    imported = bring_in(places)
+    assert cases_of(imported) == ["good"]
+    reason = imported.report["skipped"]["scan"]["reason"]
+    assert "found 0000, 0001, 0002, 0003, 0004, expected 0000" in reason
+    assert "numbered cases, give them names without four digits at the end, like scan_1" in reason
+    for path in (places / "scans").glob("scan_*"):  # as it says
+        path.rename(path.with_name(path.name.replace("_000", "_")))
+    assert len(cases_of(bring_in(places, overwrite=True))) == 6
+
+
 def test_label_folders_are_no_images(places):
     write(places / "scans/imagesTr/a.nii.gz", body())
     write(places / "scans/labelsTr/a.nii.gz", body(1))

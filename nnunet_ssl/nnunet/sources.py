@@ -129,6 +129,8 @@ def _case(name: str, members: dict[str, Scan], num_channels: int) -> Case:
     # a single file may hold all channels as its fourth axis: the reader will tell
     if problem is None and sorted(members) != expected and sorted(members) != ["0000"]:
         problem = f"wrong number of channels: found {', '.join(sorted(members))}, expected {', '.join(expected)}"
+        if num_channels == 1:
+            problem += f"; if these are numbered cases, give them names without four digits at the end, like {name}_1"
     return Case(_safe(name), scans, problem)
 
 
