@@ -11,6 +11,7 @@ from torch import nn
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.network import (
     PretrainNetwork,
+    VoxelProjector,
     build_backbone,
     pyramid_channels,
     pyramid_levels,
@@ -113,6 +114,13 @@ def test_projector(changes: dict, rows: int) -> None:
     z_a = network(*inputs(3))[0]
     assert torch.allclose(z_a.norm(dim=1), torch.ones(len(z_a))) == (recipe.loss == "info_nce")
     assert any(isinstance(m, nn.LayerNorm) for m in network.modules()) == (recipe.loss == "vicreg")
+
+
+def test_projector_of_vicreg_is_as_wide_as_published() -> None:
+    with torch.device("meta"):
+        projector = VoxelProjector([16, 32], Recipe(loss="vicreg"))
+    layers = [m for m in projector.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in layers] == [(48, 8192), (8192, 8192), (8192, 8192)]
 
 
 def test_refused() -> None:

@@ -38,7 +38,7 @@ def test_preset(name: str) -> None:
 def test_vox2vec_is_the_paper() -> None:
     preset = load_preset("vox2vec")
     cost = measure(preset["architecture"], 1, preset["patch_size"])
-    assert cost.parameters == 47_624_448
+    assert cost.parameters == 47_624_448 and preset["batch_size"] == 10
     assert cost.channels == (16, 32, 64, 128, 256, 512)
     recipe = recipe_class(preset["ssl"])()
     # Linear(1008, 1008) - BN - ReLU twice, Linear(1008, 128)
@@ -46,6 +46,9 @@ def test_vox2vec_is_the_paper() -> None:
     assert 4 < step_gib(cost, 10, recipe, half=True) < 40
     five, ten, wide = (step_gib(cost, n, recipe, half) for n, half in ((5, True), (10, True), (10, False)))
     assert five < ten < wide
+    vicreg, narrow = Recipe(loss="vicreg"), Recipe(loss="vicreg", projector_out=8)
+    assert projector_parameters(cost, vicreg) - projector_parameters(cost, narrow) == (8192 + 1) * (8192 - 8)
+    assert step_gib(cost, 10, vicreg, half=True) > step_gib(cost, 10, narrow, half=True) + 1
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (5, 0.7, 0.7), (2.5, 1, 1), (1.9, 1, 1), (12, 1.4, 1.4)])

@@ -106,16 +106,17 @@ def test_labelled_dataset_without_its_labels(tmp_path: Path, monkeypatch: pytest
 
 
 def test_defaults_without_an_ssl_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain nnU-Net plan pretrains with the paper's numbers, and says so."""
+    """A plain nnU-Net plan pretrains with the paper's numbers and its own batch size, and says so."""
     from nnunet_ssl.nnunet import preparing
 
     tiny = tiny_dataset(tmp_path, cases=2, batch_size=3, ssl=None)
     trainer = in_process(tiny, monkeypatch)
     assert trainer.recipe == Recipe() and trainer.num_epochs == 1000 and trainer.save_every == 10
     trainer.initialize()
-    assert trainer.batch_size == 10
+    assert trainer.batch_size == 3 and len(next(trainer.get_dataloaders()[0])[1]) == 3
     text = "\n".join(preparing.announcement(trainer))
     assert 'no "ssl" block' in text and '"temperature": 0.1' in text and "every 10 epochs" in text
+    assert "3 pairs a step" in text
     assert type(trainer.network.projector.mlp.layers[0]) is nn.Linear
 
 

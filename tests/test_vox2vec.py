@@ -11,7 +11,8 @@ from nnunet_ssl.objectives.vox2vec import RULES, Recipe
 def test_defaults_are_those_of_the_published_code():
     recipe = Recipe()
     recipe.validate()
-    assert (recipe.volumes_per_batch, recipe.pairs_per_batch, recipe.voxels_per_pair) == (1, 10, 1024)
+    assert (recipe.volumes_per_batch, recipe.voxels_per_pair) == (1, 1024)
+    assert recipe.pairs_per_batch is None  # the preset's batch_size is 10
     assert (recipe.loss, recipe.temperature) == ("info_nce", 0.1)
     assert (recipe.level_width, recipe.reading) == ("native", "nearest")
     assert (recipe.spatial, recipe.flip_axes) == ("none", [])
@@ -39,13 +40,15 @@ def test_widths_of_the_projector():
     assert Recipe().hidden_widths(1008) == [1008, 1008]
     assert Recipe(loss="vicreg").hidden_widths(1008) == [8192, 8192]
     assert Recipe(projector_hidden=[]).hidden_widths(1008) == []
+    widths = [Recipe(loss=loss).embedding_width for loss in ("info_nce", "vicreg", "barlow_twins")]
+    assert widths == [128, 8192, 128] and Recipe(loss="vicreg", projector_out=64).embedding_width == 64
     assert [Recipe(loss=loss).normalised for loss in ("info_nce", "vicreg", "barlow_twins")] == [True, False, False]
 
 
 GOOD = [
-    {"pairs_per_batch": None}, {"clip": None}, {"level_width": 32}, {"rotation_deg": 0}, {"rotation_deg": [180.0]},
-    {"flip_axes": [0, 1, 2]}, {"flip_axes": (2,)}, {"mirror_axes": []}, {"noise_p": 0}, {"gain": [1, 1]},
-    {"num_val_iterations_per_epoch": 0}, {"seed": 12345},
+    {"pairs_per_batch": None}, {"projector_out": 64}, {"clip": None}, {"level_width": 32}, {"rotation_deg": 0},
+    {"rotation_deg": [180.0]}, {"flip_axes": [0, 1, 2]}, {"flip_axes": (2,)}, {"mirror_axes": []}, {"noise_p": 0},
+    {"gain": [1, 1]}, {"num_val_iterations_per_epoch": 0}, {"seed": 12345},
 ]
 
 BAD = [
@@ -54,12 +57,13 @@ BAD = [
     ("temperature", True, "a number"), ("noise_p", 1.5, "<= 1"), ("window_p", -0.1, ">= 0"),
     ("voxels_per_pair", 0, ">= 1"), ("voxels_per_pair", 10.0, "a whole number"), ("volumes_per_batch", True, "whole"),
     ("pairs_per_batch", 0, "null or a whole number"), ("clip", 0, "null or a number > 0"),
-    ("level_width", "wide", "'native' or a whole number"), ("level_width", 0, "'native' or"),
-    ("projector_hidden", 64, "a list"), ("projector_hidden", [64, 0], "each member"), ("rotation_deg", 200, "<= 180"),
-    ("rotation_deg", [-1.0], "list"), ("scale", [0.0, 1.0], "> 0"), ("scale", [1.2, 0.8], r"\[least, greatest\]"),
-    ("scale", 1.0, "list of 2"), ("flip_axes", [3], "0 to 2"), ("flip_axes", [1, 1], "none twice"),
-    ("flip_axes", None, "a list"), ("mirror_axes", "012", "null or a list"), ("probe", {"every": 3}, "'dataset'"),
-    ("shift", [0.1, float("inf")], "a number"), ("window_lo_hu", [-1000.0, 400.0], "window_hi_hu"),
+    ("projector_out", 0, "null or a whole number"), ("level_width", "wide", "'native' or a whole number"),
+    ("level_width", 0, "'native' or"), ("projector_hidden", 64, "a list"), ("projector_hidden", [64, 0], "each member"),
+    ("rotation_deg", 200, "<= 180"), ("rotation_deg", [-1.0], "list"), ("scale", [0.0, 1.0], "> 0"),
+    ("scale", [1.2, 0.8], r"\[least, greatest\]"), ("scale", 1.0, "list of 2"), ("flip_axes", [3], "0 to 2"),
+    ("flip_axes", [1, 1], "none twice"), ("flip_axes", None, "a list"), ("mirror_axes", "012", "null or a list"),
+    ("probe", {"every": 3}, "'dataset'"), ("shift", [0.1, float("inf")], "a number"),
+    ("window_lo_hu", [-1000.0, 400.0], "window_hi_hu"),
 ]
 
 

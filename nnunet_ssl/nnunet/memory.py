@@ -101,7 +101,7 @@ def total_stride(architecture: Mapping[str, Any]) -> list[int]:
 def projector_parameters(cost: NetworkCost, recipe: Any) -> int:
     """Parameters of the level widths and the projector that a recipe asks for."""
     width, hidden = _widths(cost, recipe)
-    linear = sum(a * b + b for a, b in pairwise([width, *hidden, recipe.projector_out]))
+    linear = sum(a * b + b for a, b in pairwise([width, *hidden, recipe.embedding_width]))
     levels = 0 if recipe.level_width == "native" else (sum(cost.channels) + len(cost.channels)) * recipe.level_width
     return linear + 2 * sum(hidden) + levels
 
@@ -115,12 +115,14 @@ def _widths(cost: NetworkCost, recipe: Any) -> tuple[int, list[int]]:
 def step_gib(cost: NetworkCost, pairs: int, recipe: Any, half: bool) -> float:
     """Expected memory in GiB of a training step on ``pairs`` pairs, i.e. twice as many patches.
 
-    ``half``: activations of the backbone in 16 bits (AMP on a GPU), else fp32 (CPU). The loss needs O(N d): see
-    ``nnunet_ssl.losses.info_nce``.
+    ``half``: activations of the backbone in 16 bits (AMP on a GPU), else fp32 (CPU). InfoNCE needs O(N d)
+    (``nnunet_ssl.losses.info_nce``), the others O(N d + d^2).
     """
     width, hidden = _widths(cost, recipe)
     vectors = 2 * pairs * recipe.voxels_per_pair
-    heads = 4.0 * vectors * (2 * width + 3 * sum(hidden) + 6 * recipe.projector_out)
+    heads = 4.0 * vectors * (2 * width + 3 * sum(hidden) + 6 * recipe.embedding_width)
+    if recipe.loss != "info_nce":
+        heads += 4.0 * 6 * recipe.embedding_width**2  # covariances of both views, their squares and gradients
     activations = 2 * pairs * cost.scale * (0.5 if half else 1.0)
     weights = float(OPTIMISER_BYTES * (cost.parameters + projector_parameters(cost, recipe)))
     return (weights + FRAGMENTATION * (activations + heads)) / GIB + (RESERVE_GIB if half else 0.3)

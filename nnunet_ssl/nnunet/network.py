@@ -103,7 +103,7 @@ class VoxelProjector(nn.Module):
         self.widths = LevelWidths(list(channels), recipe.level_width) if equal else nn.Identity()
         norm = "layer" if recipe.loss == "vicreg" else "batch"
         hidden = recipe.hidden_widths(width)
-        self.mlp = Projector(width, hidden, recipe.projector_out, norm=norm, l2=recipe.normalised)
+        self.mlp = Projector(width, hidden, recipe.embedding_width, norm=norm, l2=recipe.normalised)
 
     def forward(self, vectors: Tensor) -> Tensor:
         return self.mlp(self.widths(vectors))

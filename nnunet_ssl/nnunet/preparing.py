@@ -157,7 +157,8 @@ def announcement(trainer: Any) -> list[str]:
         f"Recipe: {json.dumps(block)}",
         f"Other than the defaults: {changed or 'nothing'}." if ssl_block(trainer.configuration_manager) else
         'The plan has no "ssl" block: all settings are defaults.',
-        f"{len(training)} volumes to pretrain on, {len(validation)} held back for retrieval@1.",
+        f"{len(training)} volumes to pretrain on, {trainer.batch_size} pairs a step; {len(validation)} held back for "
+        "retrieval@1.",
         f"Intensities: {', '.join('HU' if unit.kind == 'hu' else 'z-score' for unit in units)} by channel.",
         f"checkpoint_latest.pth every {trainer.save_every} epochs: what a kill can cost. SIGTERM, Ctrl-C lose nothing.",
     ]  # fmt: skip

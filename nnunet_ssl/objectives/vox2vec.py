@@ -25,7 +25,7 @@ class Recipe:
     # a batch
     objective: str = "vox2vec"
     volumes_per_batch: int = 1  # 1: published code; as many as pairs: the paper's text
-    pairs_per_batch: int | None = 10  # over all processes; None: the plan's batch_size
+    pairs_per_batch: int | None = None  # over all processes; None: the plan's batch_size (preset vox2vec: 10)
     voxels_per_pair: int = 1024  # at most: as many as the overlap has
 
     # the loss
@@ -41,7 +41,7 @@ class Recipe:
     level_width: str | int = "native"  # a number: every level is projected to this many channels
     reading: str = "nearest"  # of the levels; "linear" suits spatial = "affine", whose points lie between voxels
     projector_hidden: list[int] | None = None  # None: two layers as wide as the pyramid (vicreg: 8192, 8192)
-    projector_out: int = 128
+    projector_out: int | None = None  # length of an embedding; None: 128 (vicreg: 8192)
 
     # views: space
     spatial: str = "none"  # none: crops at integer positions; affine: rotated and scaled in mm, read linearly
@@ -99,6 +99,11 @@ class Recipe:
             return list(self.projector_hidden)
         return [8192, 8192] if self.loss == "vicreg" else [pyramid_width, pyramid_width]
 
+    @property
+    def embedding_width(self) -> int:
+        """Length of an embedding."""
+        return self.projector_out or (8192 if self.loss == "vicreg" else 128)
+
     def validate(self) -> None:
         """Raise ValueError that names the first field with a value that cannot be used, and what can."""
         fields.check(self, RULES)
@@ -123,7 +128,7 @@ def _rules() -> dict[str, fields.Rule]:
         "gather": ("all", "none"),
     }
     groups: list[tuple[fields.Rule, str]] = [
-        (fields.whole(1), "volumes_per_batch voxels_per_pair projector_out save_every"),
+        (fields.whole(1), "volumes_per_batch voxels_per_pair save_every"),
         (fields.whole(1), "num_epochs num_iterations_per_epoch"),
         (fields.whole(0), "warmup_epochs seed num_val_iterations_per_epoch"),
         (fields.number(0.0, 1.0), "blur_sharpen_p noise_p window_p gain_shift_p"),
@@ -136,6 +141,7 @@ def _rules() -> dict[str, fields.Rule]:
         **{name: fields.choice(*values) for name, values in choices.items()},
         **{name: rule for rule, names in groups for name in names.split()},
         "pairs_per_batch": fields.or_none(fields.whole(1)),
+        "projector_out": fields.or_none(fields.whole(1)),
         "clip": fields.or_none(fields.number(0.0, above=True)),
         "level_width": fields.either(fields.choice("native"), fields.whole(1)),
         "projector_hidden": fields.or_none(fields.list_of(fields.whole(1))),
