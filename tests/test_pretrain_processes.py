@@ -59,3 +59,18 @@ def test_helpers_without_a_process_group() -> None:
     assert devices.precision("auto", cpu) == (None, None) and devices.precision("bf16", cpu)[0] is torch.bfloat16
     first, second = (torch.rand(3, generator=devices.seeded(cpu, 1, 2)) for _ in range(2))
     assert torch.equal(first, second) and not torch.equal(first, torch.rand(3, generator=devices.seeded(cpu, 1, 3)))
+
+
+@pytest.mark.parametrize(("capability", "hip", "expected"), [
+    ((7, 5), None, torch.float16), ((8, 0), None, torch.bfloat16), ((9, 0), "6.0", torch.bfloat16),
+])
+def test_auto_precision_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, expected: torch.dtype
+) -> None:
+    """A GPU that only emulates bf16 trains in fp16, with scaled gradients."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda kind: f"scaler of {kind}")
+    scaler = "scaler of cuda" if expected is torch.float16 else None
+    assert devices.precision("auto", torch.device("cuda", 0)) == (expected, scaler)

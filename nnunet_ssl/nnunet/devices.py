@@ -33,14 +33,15 @@ def distribute(network: nn.Module, device: torch.device) -> DistributedDataParal
 
 
 def precision(amp: str, device: torch.device) -> tuple[torch.dtype | None, Any]:
-    """(autocast's type or None, GradScaler or None) for ``ssl.amp``; auto: bf16 where the GPU has it, else fp16.
+    """(autocast's type or None, GradScaler or None) for ``ssl.amp``; auto: bf16 where the GPU computes in it (an older
+    one only emulates it, slowly), else fp16.
 
     The CPU stays in float32 unless bf16 is asked for. Raises UserError for fp16 without CUDA.
     """
     if amp == "auto":
         if device.type != "cuda":
             return None, None
-        amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        amp = "bf16" if _computes_in_bf16(device) else "fp16"
     if amp == "off":
         return None, None
     if amp == "bf16":
@@ -48,6 +49,11 @@ def precision(amp: str, device: torch.device) -> tuple[torch.dtype | None, Any]:
     if device.type != "cuda":
         raise UserError(f'ssl.amp is "fp16", which needs a CUDA device, found {device}. Use "auto", "bf16" or "off".')
     return torch.float16, torch.amp.GradScaler("cuda")
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    # torch.cuda.is_bf16_supported() also counts emulation, and not every torch lets it be left out.
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
