@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import pickle
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ import torch
 
 from nnunet_ssl.nnunet.recipe import parse, to_block
 from tests.test_layers import REPOSITORY
+from tests.tiny_dataset import tiny_dataset
 
 TRAINERS = sorted(path.stem for path in (REPOSITORY / "trainers").glob("*.py") if path.stem != "__init__")
 LOSSES = sorted(path.stem for path in (REPOSITORY / "nnunet_ssl" / "losses").glob("*.py") if path.stem != "__init__")
@@ -90,6 +92,31 @@ def test_a_recipe_can_be_written_into_a_plan_and_read_again(name: str) -> None:
 def test_an_objective_has_its_trainer(name: str) -> None:
     (found,) = (trainer for trainer in TRAINERS if trainer.lower() == f"{name}pretraintrainer")
     assert trainer(found).recipe_class is objective(name).Recipe
+
+
+def test_a_pretraining_network_is_built_by_the_objective_of_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An objective is a file in the folder: its fields are known where nnU-Net builds the network from a plan alone."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ssl import objectives
+    from nnunet_ssl.nnunet.pretrain import PretrainTrainer
+
+    (tmp_path / "another.py").write_text(
+        "from dataclasses import dataclass\nfrom nnunet_ssl.objectives import vox2vec\n\n@dataclass(frozen=True)\n"
+        "class Recipe(vox2vec.Recipe):\n    objective: str = 'another'\n    field_of_its_own: int = 5\n\n"
+        "    def validate(self):\n        pass\n\n"
+        "    @property\n    def embedding_width(self):\n        return self.field_of_its_own\n"
+    )
+    monkeypatch.setattr(objectives, "__path__", [str(tmp_path), *objectives.__path__])
+    monkeypatch.setitem(sys.modules, "nnunet_ssl.objectives.another", None)
+    del sys.modules["nnunet_ssl.objectives.another"]
+    block = {"objective": "another", "field_of_its_own": 7}
+    tiny = tiny_dataset(tmp_path / "data", cases=1, ssl=block)
+    plans = PlansManager(str(tiny.preprocessed / tiny.dataset_name / f"{tiny.plans_name}.json"))
+    network = PretrainTrainer.build_network_architecture(plans, plans.get_configuration(tiny.configuration), 1, 2)
+    assert network.projector.mlp(torch.zeros(3, 36)).shape == (3, 7)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

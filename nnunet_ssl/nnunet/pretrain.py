@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ssl.nnunet import checkpoints, closing, devices, epochs, preparing
+from nnunet_ssl.nnunet import checkpoints, closing, devices, epochs, preparing, settings
 from nnunet_ssl.nnunet.loader import PairLoader
 from nnunet_ssl.nnunet.network import PretrainNetwork, build_backbone
 from nnunet_ssl.nnunet.optimisation import Schedule, build_optimizer
@@ -75,7 +75,8 @@ class PretrainTrainer(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         show_user_errors_plainly()  # the stock predictor comes here without the constructor
-        recipe = parse(ssl_block(configuration_manager), Recipe)
+        block = ssl_block(configuration_manager)
+        recipe = parse(block, settings.recipe_class(block))
         channels = (num_input_channels, num_output_channels)
         return PretrainNetwork(build_backbone(configuration_manager, *channels, enable_deep_supervision), recipe)
 
