@@ -119,7 +119,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.mark.parametrize("what, words", [
     ("architecture", "another network"), ("bomb", "cannot be read"), ("stock", "not a pretraining checkpoint"),
-    ("damaged", "cannot be read"),
+    ("damaged", "cannot be read"), ("optimizer", 'was "adam" when this training began and is "sgd" now'),
 ])  # fmt: skip
 def test_continuing_from_what_does_not_fit(
     trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, words: str
@@ -128,6 +128,8 @@ def test_continuing_from_what_does_not_fit(
     changes: dict[str, Any] = {}
     if what == "architecture":
         changes["projector_out"] = 9
+    elif what == "optimizer":
+        changes["optimizer"] = "sgd"
     elif what == "damaged":
         path = tmp_path / "checkpoint_latest.pth"
         path.write_bytes((output_folder(trained) / path.name).read_bytes()[:-2000])
@@ -148,6 +150,12 @@ def test_a_changed_recipe_is_said(
     trainer = in_process(trained, monkeypatch, temperature=0.5)
     trainer.load_checkpoint(str(output_folder(trained) / "checkpoint_latest.pth"))
     assert "ssl.temperature was 0.1 when this training began and is 0.5 now" in capsys.readouterr().out
+
+
+def test_a_changed_weight_decay_holds(trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = in_process(trained, monkeypatch, weight_decay=0.125)
+    trainer.load_checkpoint(str(output_folder(trained) / "checkpoint_latest.pth"))
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.125}
 
 
 def test_loss_that_is_not_finite() -> None:

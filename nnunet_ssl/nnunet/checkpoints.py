@@ -109,11 +109,17 @@ def of_trainer(trainer: Any, outputs: list[list[dict[str, Any]]], seconds: float
 
 
 def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
-    """Put a trainer where ``checkpoint`` was written. Raises UserError where the network is another one."""
+    """Put a trainer where ``checkpoint`` was written, under the settings of its own recipe.
+
+    Raises UserError, with the trainer untouched, where the network or the optimiser is another one.
+    """
     network = trainer.bare_network()
+    _require_same_optimizer(checkpoint["ssl"]["recipe"], trainer.recipe)
     require_same_tensors(network.state_dict(), checkpoint["network_weights"])
     network.load_state_dict(checkpoint["network_weights"])
     trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    for group in trainer.optimizer.param_groups:  # came with the old value; the rate is set at every step
+        group["weight_decay"] = trainer.recipe.weight_decay
     if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
     trainer.logger.load_checkpoint(checkpoint["logging"])
@@ -136,6 +142,16 @@ def require_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Ten
                 f"The checkpoint is of another network: {key} is {shapes[1]} there and {shapes[0]} in the plan's. "
                 "Use the plan that it was trained with, or start a new training without --c."
             )
+
+
+def _require_same_optimizer(before: Mapping[str, Any], recipe: Any) -> None:
+    # Its moments belong to one kind of optimiser and mean nothing to another.
+    if before["optimizer"] != recipe.optimizer:
+        raise UserError(
+            f'ssl.optimizer was "{before["optimizer"]}" when this training began and is "{recipe.optimizer}" now: a '
+            "training goes on with the optimiser that it began with. Set it back in the plan, or start a new training "
+            "without --c."
+        )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
