@@ -355,6 +355,51 @@ def test_continuing_equals_an_uninterrupted_training(dataset, tmp_path):
     assert found["trainer_name"] == "SSLFineTuneTrainer" and found["ssl_downstream"]["pretrained"]["transferred"] == 1
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A training from scratch that was stopped before its first step."""
+    with pytest.MonkeyPatch.context() as patch:
+        dataset = enter(tiny_dataset(tmp_path_factory.mktemp("stopped"), labelled=True), patch)
+        trainer = make_trainer(dataset, "SSLScratchTrainer", SHORT)
+        trainer.initialize()
+        trainer.save_checkpoint(str(dataset_folder(trainer) / "checkpoint_latest.pth"))
+        return dataset, dataset_folder(trainer) / "checkpoint_latest.pth"
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize(("what", "words"), [
+    ("bomb", "foreign code"), ("truncated", "could not be read"), ("pretraining", "no checkpoint of a downstream"),
+    ("head", "another network"), ("optimizer", 'was "sgd" when this training began and is "adam" now'),
+])  # fmt: skip
+def test_continuing_from_what_does_not_fit(what, words, stopped, tmp_path, monkeypatch):
+    dataset, written = stopped
+    enter(dataset, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    changes = {"head": {"head": "linear"}, "optimizer": {"optimizer": "adam"}}.get(what, {})
+    path = written if changes else tmp_path / written.name
+    if what == "truncated":
+        path.write_bytes(written.read_bytes()[:-2000])
+    elif not changes:
+        content = torch.load(written, weights_only=True)
+        torch.save({**content, "logging": Bomb()} if what == "bomb" else {"network_weights": {}, "ssl": {}}, path)
+    trainer = make_trainer(dataset, "SSLScratchTrainer", {**SHORT, **changes}, resume=True)
+    with pytest.raises(UserError, match=words):
+        trainer.load_checkpoint(str(path))
+    assert not Path("exploded").exists() and not trainer.resumed
+
+
+def test_a_changed_weight_decay_holds_when_a_training_goes_on(stopped, monkeypatch):
+    dataset, written = stopped
+    enter(dataset, monkeypatch)
+    trainer = make_trainer(dataset, "SSLScratchTrainer", {**SHORT, "weight_decay": 0.125}, resume=True)
+    trainer.load_checkpoint(str(written))
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.125} and trainer.resumed
+
+
 def stop_after_first_epoch(trainer):
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()

@@ -114,14 +114,10 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
     Raises UserError, with the trainer untouched, where the network or the optimiser is another one.
     """
     network = trainer.bare_network()
-    _require_same_optimizer(checkpoint["ssl"]["recipe"], trainer.recipe)
+    require_same_optimizer(checkpoint["ssl"]["recipe"]["optimizer"], trainer.recipe.optimizer)
     require_same_tensors(network.state_dict(), checkpoint["network_weights"])
     network.load_state_dict(checkpoint["network_weights"])
-    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
-    for group in trainer.optimizer.param_groups:  # came with the old value; the rate is set at every step
-        group["weight_decay"] = trainer.recipe.weight_decay
-    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    load_optimizer(trainer, checkpoint, trainer.recipe.weight_decay)
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.current_epoch = checkpoint["current_epoch"]
@@ -144,14 +140,22 @@ def require_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Ten
             )
 
 
-def _require_same_optimizer(before: Mapping[str, Any], recipe: Any) -> None:
-    # Its moments belong to one kind of optimiser and mean nothing to another.
-    if before["optimizer"] != recipe.optimizer:
+def require_same_optimizer(before: str, now: str) -> None:
+    """Raise UserError for another optimiser: the moments of one kind mean nothing to another."""
+    if before != now:
         raise UserError(
-            f'ssl.optimizer was "{before["optimizer"]}" when this training began and is "{recipe.optimizer}" now: a '
-            "training goes on with the optimiser that it began with. Set it back in the plan, or start a new training "
-            "without --c."
+            f'ssl.optimizer was "{before}" when this training began and is "{now}" now: a training goes on with the '
+            "optimiser that it began with. Set it back in the plan, or start a new training without --c."
         )
+
+
+def load_optimizer(trainer: Any, checkpoint: Mapping[str, Any], weight_decay: float) -> None:
+    """Restore the optimiser's moments and the gradient scaler. Rates are set at every step, the decay here."""
+    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = weight_decay
+    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

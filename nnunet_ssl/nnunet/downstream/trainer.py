@@ -11,7 +11,7 @@ from torch import autocast, nn
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import checkpoints
-from nnunet_ssl.nnunet.downstream import reports, starting
+from nnunet_ssl.nnunet.downstream import continuing, reports, starting
 from nnunet_ssl.nnunet.downstream.body import DatasetWithBody
 from nnunet_ssl.nnunet.downstream.head_init import fold_moments, prepare_head
 from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss, split_target
@@ -243,5 +243,7 @@ class DownstreamTrainer(nnUNetTrainer):
         })  # fmt: skip
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
-        self.resumed = True
+        if not self.was_initialized:
+            self.initialize()
+        found = filename_or_checkpoint
+        continuing.restore(self, found if isinstance(found, dict) else continuing.read(found))

@@ -1,0 +1,46 @@
+"""Going on with a downstream training (``--c``, ``--val``) from a file of which nothing is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.checkpoints import load_optimizer, require_same_optimizer, require_same_tensors
+from nnunet_ssl.nnunet.downstream.network import bare
+from nnunet_ssl.nnunet.reading import load_safely
+
+NEEDED = ("network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch",
+          "init_args", "inference_allowed_mirroring_axes", "ssl_downstream")  # fmt: skip
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint that a downstream trainer wrote. Raises UserError for any other file."""
+    content = load_safely(path)
+    missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
+    if missing or not all(isinstance(value, Tensor) for value in content["network_weights"].values()):
+        raise UserError(
+            f"{path} is no checkpoint of a downstream training of this package (no {', '.join(missing) or 'tensors'}); "
+            "expected a file that the same trainer wrote. Remove it to start a new training without --c."
+        )
+    return content
+
+
+def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Put a trainer where ``checkpoint`` was written, as nnU-Net does, under the settings of its own plan.
+
+    Raises UserError, with the trainer untouched, where the network or the optimiser is another one.
+    """
+    network = bare(trainer.network)
+    require_same_tensors(network.state_dict(), checkpoint["network_weights"])
+    require_same_optimizer(checkpoint["ssl_downstream"]["settings"]["optimizer"], trainer.settings.optimizer)
+    network.load_state_dict(checkpoint["network_weights"])
+    load_optimizer(trainer, checkpoint, trainer.settings.weight_decay)
+    trainer.my_init_kwargs = checkpoint["init_args"]
+    trainer.current_epoch = checkpoint["current_epoch"]
+    trainer.logger.load_checkpoint(checkpoint["logging"])
+    trainer._best_ema = checkpoint["_best_ema"]
+    trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    trainer.resumed = True
