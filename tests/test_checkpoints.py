@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,6 +91,29 @@ def test_replacing(tmp_path: Path) -> None:
         beside.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == '{\n    "b": 1\n}\n' and list(path.parent.iterdir()) == [path]
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_killed_saves_are_removed_at_the_start(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of dead processes alone: another process may be in the middle of a save."""
+    trainer = in_process(tiny, monkeypatch)
+    folder, dead = Path(trainer.output_folder), dead_process()
+    left = [f".tmp-{dead}-checkpoint_latest.pth", f".tmp-{os.getpid()}-checkpoint_best.pth"]
+    kept = [f".tmp-{os.getppid()}-checkpoint_latest.pth", f".tmp-{dead}-other.json", ".tmp-x-checkpoint_best.pth"]
+    for name in (*left, *kept):
+        (folder / name).write_bytes(b"half")
+    trainer.on_train_start()
+    trainer.close_loaders()
+    assert sorted(path.name for path in folder.glob(".tmp-*")) == sorted(kept)
+    for name in kept:
+        (folder / name).unlink()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import pkgutil
 from dataclasses import replace
 from itertools import pairwise
@@ -247,7 +248,10 @@ def test_frozen_encoder_rests_and_decoder_learns(tmp_path, monkeypatch):
     dataset = enter(tiny_dataset(tmp_path, labelled=True, norm="batch"), monkeypatch)
     ssl = {**SHORT, "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}
     trainer = make_trainer(dataset, "SSLFrozenTrainer", ssl)
+    leftover = dataset_folder(trainer) / f".tmp-{os.getpid()}-checkpoint_latest.pth"
+    leftover.write_bytes(b"of a save that was killed")
     trainer.on_train_start()
+    assert not leftover.exists()
     before = states(trainer.network, "backbone")
     run_epoch(trainer, 1)
     after = states(trainer.network, "backbone")

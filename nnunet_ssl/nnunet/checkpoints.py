@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.files import replacing
+from nnunet_ssl.nnunet.files import remove_leftovers, replacing
 from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.recipe import to_block
 
@@ -47,6 +47,12 @@ def write(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]) -> None:
             f"Could not write the checkpoint {path}: {_first_line(error)}. {kept} Free some space or mend the "
             "permissions, then continue the training with --c."
         ) from error
+
+
+def tidy(trainer: Any) -> None:
+    """Delete the unfinished checkpoints that a kill during a save left in the trainer's output folder."""
+    if trainer.local_rank == 0:
+        remove_leftovers(trainer.output_folder, "checkpoint_*.pth")
 
 
 def plain(value: Any, where: str = "checkpoint") -> Any:

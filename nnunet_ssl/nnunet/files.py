@@ -45,6 +45,30 @@ def check_writable(folder: Path, variable: str) -> None:
         ) from error
 
 
+def remove_leftovers(folder: str | os.PathLike[str], name: str) -> None:
+    """Delete what killed processes left beside files of ``folder`` whose names match ``name`` (a glob pattern).
+
+    For folders that one process writes to, at its start: what carries this process's number is of an earlier one.
+    """
+    for path in Path(folder).glob(f".tmp-*-{name}"):
+        number = path.name.split("-")[1]
+        if number.isdigit() and (int(number) == os.getpid() or not _is_alive(int(number))):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8."""
     with replacing(path) as beside:

@@ -186,6 +186,7 @@ class PretrainTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        checkpoints.tidy(self)
         for line in preparing.announcement(self):
             self.print_to_log_file(line, add_timestamp=False)
         if self.recipe.probe is not None:

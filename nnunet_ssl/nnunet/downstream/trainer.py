@@ -96,6 +96,7 @@ class DownstreamTrainer(nnUNetTrainer):
             report = starting.start_weights(self.network, self.hash_before, self.recipe, self.protocol.pretrained,
                                             folder, type(self).__name__)  # fmt: skip
         super().on_train_start()
+        checkpoints.tidy(self)
         if not self.resumed:
             prepare_head(self)
         if self.local_rank == 0:
