@@ -298,6 +298,29 @@ def test_plan_without_block_works_with_the_stock_loader(dataset, tmp_path, capsy
         assert "no ssl block" in capsys.readouterr().out
 
 
+def test_the_stock_loader_overrides_the_plan_and_the_report_says_so(dataset, tmp_path, capsys):
+    """Which weights a training began with is known by the backbone's hash: the option's file is not."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    from nnunet_ssl.nnunet.downstream.starting import backbone_hash
+
+    weights = pretrained_file(dataset, tmp_path)
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", {**SHORT, "pretrained": {"path": "of_the_plan.pth"}})
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(weights))
+    loaded = backbone_hash(trainer.network)
+    trainer.on_train_start()
+    assert "of_the_plan.pth, which ssl.pretrained names, was not used" in capsys.readouterr().out
+    report = json.loads((dataset_folder(trainer) / "transfer_report.json").read_text(encoding="utf-8"))
+    facts = json.loads((dataset_folder(trainer) / "downstream.json").read_text(encoding="utf-8"))["pretrained"]
+    for found in (report, facts):
+        assert found["backbone_sha256"] == loaded and found["overridden"] == "of_the_plan.pth"
+    set_by_plan = make_trainer(dataset, "SSLFineTuneTrainer", {**SHORT, "pretrained": {"path": str(weights)}})
+    set_by_plan.on_train_start()
+    report = json.loads((dataset_folder(set_by_plan) / "transfer_report.json").read_text(encoding="utf-8"))
+    assert report["backbone_sha256"] == loaded and report["overridden"] is None
+
+
 @pytest.mark.parametrize("name", [name for name in TRAINERS if name != "SSLScratchTrainer"])
 def test_refuses_to_start_from_random_weights(name, dataset):
     with pytest.raises(UserError, match="no pretrained weights"):

@@ -37,7 +37,8 @@ class TransferReport:
     ``tensors``: one entry a distinct tensor of the network: name, status (``loaded``, ``adapted`` or ``random``),
     shape, reason. ``transferred``: fraction of the backbone's parameters (all but segmentation layers) that is loaded
     or adapted.
-    ``unused``: names in the file that found no place.
+    ``unused``: names in the file that found no place. ``backbone_sha256``: of the backbone that a training then starts
+    from; ``overridden``: the checkpoint of the plan in whose place another was loaded.
     """
 
     source: str
@@ -45,6 +46,8 @@ class TransferReport:
     transferred: float
     tensors: list[dict[str, Any]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    backbone_sha256: str = ""
+    overridden: str | None = None
 
     def count(self, status: str) -> int:
         """Number of tensors with that status."""
@@ -56,6 +59,7 @@ class TransferReport:
             f"transferred {100 * self.transferred:.1f} % of the backbone's parameters from {self.source} "
             f"({self.count('loaded')} tensors loaded, {self.count('adapted')} adapted, {self.count('random')} random; "
             "segmentation layers always are, and do not count)"
+            + (f"; {self.overridden}, which ssl.pretrained names, was not used" if self.overridden else "")
         )
 
     def write(self, path: str | Path) -> None:

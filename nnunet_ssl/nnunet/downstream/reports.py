@@ -24,7 +24,8 @@ def summary(trainer: Any) -> dict[str, Any]:
     transfer = Path(trainer.output_folder) / REPORT
     if trainer.protocol.pretrained and transfer.is_file():
         content = json.loads(transfer.read_text(encoding="utf-8"))
-        pretrained = {key: content[key] for key in ("source", "sha256", "transferred")}
+        names = ("source", "sha256", "transferred", "backbone_sha256", "overridden")
+        pretrained = {key: content.get(key) for key in names}
     return {
         "trainer": type(trainer).__name__,
         "protocol": trainer.protocol.name,

@@ -53,9 +53,9 @@ def start_weights(network: nn.Module, hash_before: str, recipe: Any, needed: boo
                   trainer_name: str) -> TransferReport | None:  # fmt: skip
     """Bring the pretrained weights in and make sure that they did arrive; None for a training from scratch.
 
-    hash_before: `backbone_hash` right after building. What -pretrained_weights loaded since then stays. folder: where
-    transfer_report.json goes, None to write none. Raises UserError where nothing was loaded although the trainer needs
-    weights, or something was although it must not.
+    hash_before: `backbone_hash` right after building. What -pretrained_weights loaded since then stays, in place of
+    ``ssl.pretrained``. folder: where transfer_report.json goes, None to write none. Raises UserError where nothing was
+    loaded although the trainer needs weights, or something was although it must not.
     """
     by_stock = backbone_hash(network) != hash_before
     if not needed:
@@ -72,7 +72,10 @@ def start_weights(network: nn.Module, hash_before: str, recipe: Any, needed: boo
             "-pretrained_weights CHECKPOINT, or train SSLScratchTrainer."
         )
     report = loaded_by_stock(network) if by_stock else load_weights(network, recipe.pretrained, recipe.min_transferred)
-    if backbone_hash(network) == hash_before:
+    report.backbone_sha256 = backbone_hash(network)
+    if by_stock and recipe.pretrained is not None:
+        report.overridden = recipe.pretrained["path"]
+    if report.backbone_sha256 == hash_before:
         raise UserError(
             f"{report.source} was read, but the network's weights are what they were: {trainer_name} would start from "
             "random weights. Check that the checkpoint belongs to this plan's architecture."
