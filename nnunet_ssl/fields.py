@@ -18,12 +18,14 @@ class Rule(NamedTuple):
     expected: str
 
 
-def check(recipe: object, rules: Mapping[str, Rule]) -> None:
-    """Raise ValueError naming the first field of `recipe` that breaks its rule, what it is and what it may be."""
+def check(recipe: object, rules: Mapping[str, Rule], where: str = "") -> None:
+    """Raise ValueError naming (after `where`) the first field of `recipe` that breaks its rule, what it is and what it
+    may be.
+    """
     for name, rule in rules.items():
         value = getattr(recipe, name)
         if not rule.test(value):
-            raise ValueError(f"{name} is {value!r}; expected {rule.expected}")
+            raise ValueError(f"{where}{name} is {value!r}; expected {rule.expected}")
 
 
 def choice(*allowed: str) -> Rule:
@@ -48,6 +50,11 @@ def number(least: float = -math.inf, most: float = math.inf, above: bool = False
     bounds = [f"{'>' if above else '>='} {least:g}"] if least > -math.inf else []
     bounds += [f"<= {most:g}"] if most < math.inf else []
     return Rule(test, " ".join(["a number", " and ".join(bounds)]).strip())
+
+
+def text() -> Rule:
+    """A str that is not empty."""
+    return Rule(lambda value: isinstance(value, str) and value != "", "a name")
 
 
 def list_of(rule: Rule, length: int | None = None, distinct: bool = False) -> Rule:

@@ -223,6 +223,7 @@ REFUSED = {
     "ssl key without ssl": (["temperature=1"], 'Did you mean "ssl.temperature"'),
     "wrong type": (["ssl.seed=abc"], "ssl.seed"),
     "wrong value": (["ssl.loss=l2"], "loss"),
+    "unknown probe key": (["ssl.probe.dataset=4", "ssl.probe.evry=5"], "evry.*every"),
     "not key=value": (["ssl.seed"], "key=value"),
     "not a multiple": (["patch_size=[22,32,32]"], r"\[22, 32, 32\].*multiples of the total stride \[4, 8, 8\]"),
     "axes": (["patch_size=[32,32]"], "multiples"),

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from nnunet_ssl.objectives.vox2vec import RULES, Recipe
+from nnunet_ssl.probe import ProbeSettings
 
 
 def test_defaults_are_those_of_the_published_code():
@@ -65,6 +66,28 @@ BAD = [
     ("probe", {"every": 3}, "'dataset'"), ("shift", [0.1, float("inf")], "a number"),
     ("window_lo_hu", [-1000.0, 400.0], "window_hi_hu"),
 ]
+
+
+BAD_PROBES = [
+    ({"evry": 3}, r"probe has the unknown key 'evry'. Did you mean 'every'"),
+    ({"dataset": 1.5}, "probe.dataset is 1.5; expected a whole number >= 0 or a name"),
+    ({"dataset": ""}, "probe.dataset is ''"), ({"every": 0}, "probe.every is 0"), ({"every": True}, "probe.every"),
+    ({"cases": 0}, "probe.cases is 0"), ({"cases": []}, "at least one"), ({"cases": ["a", "a"]}, "none twice"),
+    ({"held_out": [1]}, "probe.held_out"), ({"plans": 3}, "probe.plans is 3"), ({"configuration": []}, "configuration"),
+    ({"balance": None}, "probe.balance is None; expected a number >= 0 and <= 1"), ({"balance": 1.5}, "<= 1"),
+    ({"l2": "x"}, "probe.l2 is 'x'"), ({"l2": -1.0}, ">= 0"), ({"max_iter": 0}, "max_iter"),
+    ({"per_class": 1.0}, "per_class"), ({"background": 0}, "background"), ({"max_windows": None}, "max_windows"),
+    ({"step": 0}, "probe.step is 0; expected a number > 0 and <= 1"), ({"step": 1.5}, "<= 1"), ({"seed": -1}, "seed"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), BAD_PROBES, ids=str)
+def test_a_probe_is_checked_with_the_recipe(change, expected):
+    """Long before it is measured for the first time; each of its fields."""
+    assert {name for bad, _ in BAD_PROBES[1:] for name in bad} == {f.name for f in dataclasses.fields(ProbeSettings)}
+    Recipe(probe={"dataset": 4, "cases": ["a", "b"], "plans": "nnUNetPlans", "balance": 1, "step": 1}).validate()
+    with pytest.raises(ValueError, match=expected):
+        Recipe(probe={"dataset": 4, **change}).validate()
 
 
 @pytest.mark.parametrize("values", GOOD, ids=str)

@@ -18,14 +18,16 @@ from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.nnunet.dense import dense_map, levels_reader
 from nnunet_ssl.nnunet.linear_fit import collect_voxels, fit_linear, to_head
 from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
-from nnunet_ssl.nnunet.probe_data import ProbeSettings, open_folder, preprocessed, split
+from nnunet_ssl.nnunet.probe_data import open_folder, preprocessed, split
+from nnunet_ssl.probe import ProbeSettings
 
 
 class OnlineProbe:
     """A linear probe on a few labelled cases of another dataset. Built once, measured again and again."""
 
     def __init__(self, probe: dict[str, Any], trainer: Any) -> None:
-        """Find and check the cases. Raises UserError where they are missing or preprocessed in another way."""
+        """Find and check the cases. `probe` is a block that the Recipe has checked. Raises UserError where they are
+        missing or preprocessed in another way."""
         self.settings = ProbeSettings.parse(probe)
         self.device = trainer.device
         self.patch_size = [int(p) for p in trainer.configuration_manager.patch_size]

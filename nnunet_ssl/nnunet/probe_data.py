@@ -1,64 +1,16 @@
-"""The online probe's settings, and its cases: found, and checked to look as the pretraining's do."""
+"""The online probe's cases: found, and checked to look as the pretraining's do."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunet_ssl.errors import UserError
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """The `ssl.probe` block. dataset: id or name of a labelled, preprocessed dataset.
-
-    every: epochs between measurements. plans, configuration: under which it is preprocessed (None: those of the
-    pretraining). cases: labelled cases to fit on, held_out: cases to measure on, both drawn by `seed`; or lists of case
-    identifiers. balance, l2, max_iter: see `linear_fit.fit_linear`. step: of the sliding window, in patches.
-    """
-
-    dataset: int | str
-    every: int = 10
-    cases: int | list[str] = 3
-    held_out: int | list[str] = 4
-    plans: str | None = None
-    configuration: str | None = None
-    balance: float = 0.75
-    l2: float = 1e-4
-    max_iter: int = 100
-    per_class: int = 2000
-    background: int = 20000
-    max_windows: int = 48
-    step: float = 0.5
-    seed: int = 0
-
-    @classmethod
-    def parse(cls, block: dict[str, Any]) -> ProbeSettings:
-        """Raises UserError for an unknown key (naming the nearest), a missing dataset or a wrong number."""
-        known = [f.name for f in fields(cls)]
-        for key in block:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"ssl.probe has an unknown key {key!r}{hint} Known: {', '.join(known)}.")
-        if "dataset" not in block:
-            raise UserError("ssl.probe names no dataset; expected {\"dataset\": ID, \"every\": EPOCHS, ...}.")
-        settings = cls(**block)
-        for name in ("every", "cases", "held_out", "max_iter", "per_class", "background", "max_windows"):
-            value = getattr(settings, name)
-            if isinstance(value, list):
-                usable = bool(value) and name in ("cases", "held_out")
-            else:
-                usable = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not usable:
-                raise UserError(f"ssl.probe.{name} is {value!r}; expected a whole number above 0.")
-        return settings
+from nnunet_ssl.probe import ProbeSettings
 
 
 def preprocessed(settings: ProbeSettings, trainer: Any) -> tuple[Path, Any, Any]:

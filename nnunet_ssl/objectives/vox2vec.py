@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nnunet_ssl import fields
+from nnunet_ssl.probe import ProbeSettings
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Recipe:
     def validate(self) -> None:
         """Raise ValueError that names the first field with a value that cannot be used, and what can."""
         fields.check(self, RULES)
+        if self.probe is not None:
+            ProbeSettings.parse(self.probe)
         lo, hi = self.window_lo_hu, self.window_hi_hu
         if lo[1] >= hi[0]:
             raise ValueError(f"window_lo_hu is {lo}; expected to end below the start of window_hi_hu {hi}")
