@@ -126,6 +126,16 @@ def test_tiny_preset(folders: Path, shape: tuple, spacing: tuple, patch: list, t
     assert any("MRI is not CT" in note for note in planned.notes)
 
 
+@pytest.mark.parametrize(("intensity", "told"), [("auto", True), ("hu", True), ("zscore", False), ("none", False)])
+def test_channels_that_are_not_ct_are_named(folders: Path, intensity: str, told: bool) -> None:
+    """Whatever was asked for, their intensities do not vary in HU."""
+    raw_dataset(folders, 901, ["CT", "PET"], shape=(36, 50, 35), spacing=(1, 1, 1))
+    planned = make_plan(PlanRequest(901, preset="tiny", settings=[f'ssl.intensity="{intensity}"']))
+    notes = [note for note in planned.notes if "PET is not CT" in note]
+    assert len(notes) == told
+    assert ('although ssl.intensity is "hu"' in "".join(notes)) == (intensity == "hu")
+
+
 def test_portable_is_for_one_channel(folders: Path) -> None:
     raw_dataset(folders, 901, ["T1", "T2"])
     with pytest.raises(UserError, match=r"1 input channel.*2 \(T1, T2\)"):

@@ -112,8 +112,11 @@ def check_configuration(plans: Mapping[str, Any], name: str, dataset: RawDataset
         raise UserError(f"batch_size of {name} is {found!r}; expected a whole number from 1 up.")
     memory.measure(configuration["architecture"], len(dataset.channels), patch)
     others = [channel for channel in dataset.channels if not is_ct(channel)]
-    if others and configuration["ssl"].get("intensity") == "auto":
-        return [f"{name}: {', '.join(others)} is not CT: intensities vary in z-score units (noise_z, gain, shift)"]
+    intensity = configuration["ssl"].get("intensity")
+    if others and intensity in ("auto", "hu"):
+        asked = ' although ssl.intensity is "hu"' if intensity == "hu" else ""
+        text = f"{', '.join(others)} is not CT: intensities vary in z-score units (noise_z, gain, shift){asked}"
+        return [f"{name}: {text}"]
     return []
 
 
