@@ -68,7 +68,7 @@ def test_validation_alone_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("ssl", [
     {"loss": "vicreg", "level_width": 4},
     {"loss": "barlow_twins", "optimizer": "sgd", "schedule": "poly", "clip": None},
-    {"spatial": "affine", "reading": "linear", "flip_axes": [2], "volumes_per_batch": 2, "optimizer": "adamw"},
+    {"spatial": "affine", "flip_axes": [2], "volumes_per_batch": 2, "optimizer": "adamw"},
     {"intensity": "none", "pairs_per_batch": None, "num_val_iterations_per_epoch": 0, "amp": "bf16"},
     {"intensity": "zscore", "voxels_per_pair": 4000},
 ], ids=lambda ssl: "-".join(map(str, ssl.values())).replace(" ", ""))  # fmt: skip
@@ -76,6 +76,7 @@ def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssl: dict[str
     tiny = tiny_dataset(tmp_path, cases=2, ssl={**SHORT, "num_epochs": 1, **ssl})
     trainer = in_process(tiny, monkeypatch)
     trainer.run_training()
+    assert trainer.network.reading == ("linear" if trainer.recipe.spatial == "affine" else "nearest")
     row, *rest = metrics(output_folder(tiny))
     assert not rest and math.isfinite(row["train_loss"])
     assert ("retrieval_at_1" in row) == (trainer.recipe.num_val_iterations_per_epoch > 0)

@@ -15,7 +15,7 @@ def test_defaults_are_those_of_the_published_code():
     assert (recipe.volumes_per_batch, recipe.voxels_per_pair) == (1, 1024)
     assert recipe.pairs_per_batch is None  # the preset's batch_size is 10
     assert (recipe.loss, recipe.temperature) == ("info_nce", 0.1)
-    assert (recipe.level_width, recipe.reading) == ("native", "nearest")
+    assert (recipe.level_width, recipe.level_reading) == ("native", "nearest")
     assert (recipe.spatial, recipe.flip_axes) == ("none", [])
     assert (recipe.blur_sharpen_p, recipe.noise_p, recipe.window_p) == (0.5, 0.5, 0.8)
     assert (recipe.blur_sigma, recipe.sharpen_sigma, recipe.sharpen_amount) == ([0.25, 1.5], [0.5, 1.0], [10, 30])
@@ -46,6 +46,12 @@ def test_widths_of_the_projector():
     assert [Recipe(loss=loss).normalised for loss in ("info_nce", "vicreg", "barlow_twins")] == [True, False, False]
 
 
+def test_affine_views_are_read_linearly_unless_told_otherwise():
+    assert [Recipe(spatial=spatial).level_reading for spatial in ("none", "affine")] == ["nearest", "linear"]
+    assert Recipe(spatial="affine", reading="nearest").level_reading == "nearest"
+    assert Recipe(reading="linear").level_reading == "linear"
+
+
 GOOD = [
     {"pairs_per_batch": None}, {"projector_out": 64}, {"clip": None}, {"level_width": 32}, {"rotation_deg": 0},
     {"rotation_deg": [180.0]}, {"flip_axes": [0, 1, 2]}, {"flip_axes": (2,)}, {"mirror_axes": []}, {"noise_p": 0},
@@ -58,7 +64,8 @@ BAD = [
     ("temperature", True, "a number"), ("noise_p", 1.5, "<= 1"), ("window_p", -0.1, ">= 0"),
     ("voxels_per_pair", 0, ">= 1"), ("voxels_per_pair", 10.0, "a whole number"), ("volumes_per_batch", True, "whole"),
     ("pairs_per_batch", 0, "null or a whole number"), ("clip", 0, "null or a number > 0"),
-    ("projector_out", 0, "null or a whole number"), ("level_width", "wide", "'native' or a whole number"),
+    ("reading", "cubic", "null or 'nearest'"), ("projector_out", 0, "null or a whole number"),
+    ("level_width", "wide", "'native' or a whole number"),
     ("level_width", 0, "'native' or"), ("projector_hidden", 64, "a list"), ("projector_hidden", [64, 0], "each member"),
     ("rotation_deg", 200, "<= 180"), ("rotation_deg", [-1.0], "list"), ("scale", [0.0, 1.0], "> 0"),
     ("scale", [1.2, 0.8], r"\[least, greatest\]"), ("scale", 1.0, "list of 2"), ("flip_axes", [3], "0 to 2"),

@@ -123,7 +123,7 @@ class PretrainNetwork(nn.Module):
         self.encoder = backbone.encoder
         self.decoder = backbone.decoder
         self.projector = VoxelProjector(self.channels, recipe)
-        self.reading = recipe.reading
+        self.reading = recipe.level_reading
         # In a tuple, so that it is no second owner of the modules: the keys of the state dict stay the stock ones.
         self._backbone = (backbone,)
         # Statistics of batch normalisation belong to one view (published code: two forward passes).

@@ -160,6 +160,7 @@ def announcement(trainer: Any) -> list[str]:
         f"{len(training)} volumes to pretrain on, {trainer.batch_size} pairs a step; {len(validation)} held back for "
         "retrieval@1.",
         f"Intensities: {', '.join('HU' if unit.kind == 'hu' else 'z-score' for unit in units)} by channel.",
+        f"Levels are read at each voxel: {trainer.recipe.level_reading}.",
         f"checkpoint_latest.pth every {trainer.save_every} epochs: what a kill can cost. SIGTERM, Ctrl-C lose nothing.",
     ]  # fmt: skip
     if set(training) & set(validation):

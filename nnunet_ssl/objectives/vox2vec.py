@@ -40,7 +40,7 @@ class Recipe:
 
     # from levels to embeddings
     level_width: str | int = "native"  # a number: every level is projected to this many channels
-    reading: str = "nearest"  # of the levels; "linear" suits spatial = "affine", whose points lie between voxels
+    reading: str | None = None  # of the levels; None: nearest, and linear for affine views (points between voxels)
     projector_hidden: list[int] | None = None  # None: two layers as wide as the pyramid (vicreg: 8192, 8192)
     projector_out: int | None = None  # length of an embedding; None: 128 (vicreg: 8192)
 
@@ -94,6 +94,11 @@ class Recipe:
         """Whether the loss wants embeddings of length one."""
         return self.loss == "info_nce"
 
+    @property
+    def level_reading(self) -> str:
+        """How levels are read: ``nearest`` or ``linear``."""
+        return self.reading or ("linear" if self.spatial == "affine" else "nearest")
+
     def hidden_widths(self, pyramid_width: int) -> list[int]:
         """Widths of the projector's hidden layers for a voxel vector of `pyramid_width` numbers."""
         if self.projector_hidden is not None:
@@ -122,7 +127,6 @@ def _rules() -> dict[str, fields.Rule]:
     choices = {
         "objective": ("vox2vec",),
         "loss": ("info_nce", "vicreg", "barlow_twins"),
-        "reading": ("nearest", "linear"),
         "spatial": ("none", "affine"),
         "intensity": ("auto", "hu", "zscore", "none"),
         "optimizer": ("adam", "adamw", "sgd"),
@@ -143,6 +147,7 @@ def _rules() -> dict[str, fields.Rule]:
     return {
         **{name: fields.choice(*values) for name, values in choices.items()},
         **{name: rule for rule, names in groups for name in names.split()},
+        "reading": fields.or_none(fields.choice("nearest", "linear")),
         "pairs_per_batch": fields.or_none(fields.whole(1)),
         "projector_out": fields.or_none(fields.whole(1)),
         "clip": fields.or_none(fields.number(0.0, above=True)),
