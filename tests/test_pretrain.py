@@ -192,6 +192,17 @@ def test_collapse_warning() -> None:
     assert progress.collapse_warning({}, 4.0) is None
 
 
+@pytest.mark.parametrize(("bound", "warned"), [(1e6, True), (0.0, False)])
+def test_a_run_warns_of_a_collapse_in_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: float, warned: bool
+) -> None:
+    ssl = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 1, "min_effective_rank": bound}
+    tiny = tiny_dataset(tmp_path, cases=2, ssl=ssl)
+    in_process(tiny, monkeypatch).run_training()
+    (log,) = output_folder(tiny).glob("training_log_*.txt")
+    assert ("WARNING: the effective rank of the embeddings is" in log.read_text(encoding="utf-8")) == warned
+
+
 class Logger:
     """As nnU-Net's MetaLogger with one more logger (W&B) behind it."""
 
