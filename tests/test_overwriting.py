@@ -41,7 +41,7 @@ def highest(places, folder: str, case: str) -> float:
 
 
 def test_excluded_and_replaced_images_leave_the_preprocessed_data(places):
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 
     bring = f"import {places / 'scans'} -d 901 -n T --channel CT -np 0"
     for number, name in enumerate(("a", "b", "test1")):
@@ -67,7 +67,8 @@ def test_excluded_and_replaced_images_leave_the_preprocessed_data(places):
     assert sorted(path.name for path in (places / DATA / "gt_segmentations").iterdir()) == ["a.nii.gz", "b.nii.gz"]
     assert highest(places, new.name, "a") > old + 3
     report = json.loads((places / "raw/Dataset901_T/import_report.json").read_text())
-    assert json.loads((new / "ssl_volumes.json").read_text()) == report["volumes"]
+    assert json.loads((places / DATA / "ssl_volumes/other_3d_fullres.json").read_text()) == report["volumes"]
+    assert infer_dataset_class(str(new)) is nnUNetDatasetBlosc2  # which allows no other kind of file in there
 
 
 def preprocessed(places) -> Path:
@@ -205,10 +206,12 @@ def test_data_of_more_cases_or_of_other_volumes_is_not_the_dataset(places):
         assert not is_preprocessed(dataset, "data")
         (folder / f"{name}.pkl").touch()
     assert is_preprocessed(dataset, "data")  # by nnU-Net's own command, which leaves no record
-    (folder / "ssl_volumes.json").write_text(json.dumps(volumes))
+    record = places / DATA / "ssl_volumes/data.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps(volumes))
     assert is_preprocessed(dataset, "data")
-    (folder / "ssl_volumes.json").write_text(json.dumps({**volumes, "a": "0"}))
+    record.write_text(json.dumps({**volumes, "a": "0"}))
     assert not is_preprocessed(dataset, "data")
-    (folder / "ssl_volumes.json").unlink()
+    record.unlink()
     (folder / "test1.pkl").touch()
     assert not is_preprocessed(dataset, "data")

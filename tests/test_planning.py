@@ -33,7 +33,7 @@ def test_vox2vec_preset(folders: Path) -> None:
     assert configuration.spacing == [2.0, 1.0, 1.0] and configuration.normalization_schemes == ["CTNormalization"]
     properties = plans["foreground_intensity_properties_per_channel"]["0"]
     assert [properties[k] for k in ("percentile_00_5", "percentile_99_5", "mean", "std")] == [-1350, 1000, -1350, 2350]
-    assert parse(configuration.configuration["ssl"], Recipe) == Recipe()  # complete, and the paper's
+    assert parse(configuration.configuration["ssl"], Recipe) == Recipe(pairs_per_batch=10)  # complete, the paper's
     assert configuration.configuration["ssl"].keys() == Recipe().to_dict().keys()
     assert any("preset vox2vec: vox2vec as published" in note for note in planned.notes)
     text = "\n".join(describe(planned, "3d_fullres"))
@@ -353,3 +353,35 @@ def test_plain_images_through_the_command_line(folders: Path) -> None:
     properties = read_plans(dataset, "nnssl_tinyPlans")["foreground_intensity_properties_per_channel"]["0"]
     assert properties["median"] > -100  # of the body; that of the image is air
     assert not (dataset.raw / "labelsTr").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "nan", "gone"])
+def test_a_damaged_image_is_named_before_anything_is_preprocessed(folders: Path, damage: str) -> None:
+    import SimpleITK as sitk
+
+    dataset = raw_dataset(folders, 901, shape=(24, 28, 26), spacing=(1, 1, 1), cases=2, written=True)
+    make_plan(PlanRequest(901, preset="tiny"))
+    path = dataset.raw / "imagesTr" / "c001_0000.nii.gz"
+    if damage == "nan":
+        image = sitk.Cast(sitk.ReadImage(str(path)), sitk.sitkFloat32)
+        image[3, 4, 5] = float("nan")
+        sitk.WriteImage(image, str(path))
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.rename(folders / "aside.nii.gz")
+        path.symlink_to(folders / "nowhere.nii.gz")
+    command = [sys.executable, "-m", "nnunet_ssl.cli.main", "plan", "-d", "901", "--preset", "tiny", "--preprocess"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=600)
+    words = {"truncated": "unreadable", "nan": "non-finite", "gone": "missing"}[damage]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{path} is {words}" in done.stderr and "c000" not in done.stderr
+    assert not (dataset.preprocessed / "nnssl_tinyPlans_3d_fullres").exists()
+
+
+def test_a_damaged_image_gets_no_mask(folders: Path) -> None:
+    dataset = raw_dataset(folders, 901, shape=(24, 28, 26), spacing=(1, 1, 1), cases=2, written=True)
+    path = dataset.raw / "imagesTr" / "c001_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"c001: .*c001_0000.nii.gz is unreadable.*Remove or replace"):
+        make_plan(PlanRequest(901, preset="tiny"))

@@ -16,7 +16,9 @@ import numpy as np
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import check_writable, replacing, write_json
+from nnunet_ssl.nnunet.volumes import damage
 
+VOLUMES = "ssl_volumes"  # folder in the preprocessed dataset: which imported volumes each folder of cases shows
 MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
 
 
@@ -184,6 +186,9 @@ def _write_mask(images: list[str], path: Path, dataset: RawDataset) -> None:
     from nnunet_ssl.nnunet.foreground import foreground
 
     reader = reader_class(dataset)()
+    reason = damage((path.name.removesuffix(dataset.json["file_ending"]), images))
+    if reason:
+        raise UserError(f"{reason}. Remove or replace the case.")
     try:
         data, properties = reader.read_images(images)
     except Exception as error:

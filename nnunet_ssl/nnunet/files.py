@@ -52,17 +52,20 @@ def remove_leftovers(folder: str | os.PathLike[str], name: str) -> None:
     """
     for path in Path(folder).glob(f".tmp-*-{name}"):
         number = path.name.split("-")[1]
-        if number.isdigit() and (int(number) == os.getpid() or not _is_alive(int(number))):
+        if number.isdigit() and not runs_elsewhere(number):
             with suppress(OSError):
                 path.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def runs_elsewhere(process: str) -> bool:
+    """Whether another process than this one has the number."""
+    if process == str(os.getpid()):
+        return False
     if os.name == "nt":  # os.kill would end it
         return True
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
         return False
     except OSError:  # somebody else's
         return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.files import runs_elsewhere
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def put_back(folder: Path, names: str, elsewhere: Sequence[Path] = ()) -> None:
     taken = any(folder.glob(names))
     for path in hidden:
         match = re.fullmatch(r"\.(.+)\.replaced-(\d+)", path.name)
-        if match is None or _is_running(match[2]):
+        if match is None or runs_elsewhere(match[2]):
             continue
         place = path.with_name(match[1])
         if place.exists() or (taken and not any(folder.glob(f".*.partial-{match[2]}"))):
@@ -98,7 +99,7 @@ def _move_back(path: Path, place: Path) -> None:
 def _remove_leftovers(target: Path) -> None:
     """What a killed import of the same dataset left, if its process is gone."""
     for path in target.parent.glob(f".{target.name}.partial-*"):
-        if not _is_running(path.name.rpartition("-")[2]):
+        if not runs_elsewhere(path.name.rpartition("-")[2]):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -107,16 +108,3 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _is_running(process: str) -> bool:
-    """Whether another process has this number."""
-    if process == str(os.getpid()):
-        return False
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except OSError:
-        return True
-    return True

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import (
+    VOLUMES,
     RawDataset,
     environment_folder,
     load_json,
@@ -19,10 +20,11 @@ from nnunet_ssl.nnunet.datasets import (
 from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.import_report import REPORT
 from nnunet_ssl.nnunet.planners import plans_path, resolved
+from nnunet_ssl.nnunet.pool import run_all
 from nnunet_ssl.nnunet.settings import DATA_KEYS
+from nnunet_ssl.nnunet.volumes import damage
 
 SHARED_KEYS = ("transpose_forward", "image_reader_writer")
-VOLUMES = "ssl_volumes.json"  # beside the preprocessed cases: the hashes of the imported volumes that they show
 
 
 def data_facts(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -49,8 +51,13 @@ def is_preprocessed(dataset: RawDataset, identifier: str) -> bool:
     folder = dataset.folder / identifier
     if {path.stem for path in folder.glob("*.pkl")} != set(dataset.cases):
         return False
-    volumes, record = _volumes(dataset), folder / VOLUMES
+    volumes, record = _volumes(dataset), _record(dataset, identifier)
     return volumes is None or not record.is_file() or load_json(record) == volumes
+
+
+def _record(dataset: RawDataset, identifier: str) -> Path:
+    """Where the hashes of the volumes that a folder of cases shows are kept: nnU-Net allows no such file among them."""
+    return dataset.folder / VOLUMES / f"{identifier}.json"
 
 
 def _volumes(dataset: RawDataset) -> dict[str, Any] | None:
@@ -98,6 +105,7 @@ def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Se
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     publish_dataset_json(dataset)
+    check_images(dataset)
     notes, done = [], set()
     for name in configurations:
         identifier = resolved(plans, name)["data_identifier"]
@@ -115,9 +123,23 @@ def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Se
             raise UserError(f"nnU-Net's preprocessing of {dataset.name} failed: {str(error).strip()[:300]}") from error
         volumes = _volumes(dataset)
         if volumes is not None:
-            write_json(dataset.folder / identifier / VOLUMES, volumes)
+            write_json(_record(dataset, identifier), volumes)
     _copy_labels(dataset)
     return notes
+
+
+def check_images(dataset: RawDataset) -> None:
+    """UserError naming the images that are damaged. nnU-Net would not notice: the readers fill what is missing by 0."""
+    cases = [(case, list(files["images"])) for case, files in dataset.cases.items()]
+    workers = 0 if len(cases) == 1 else min(processes(), len(cases))
+    found = run_all(damage, cases, workers, "Checking images", lambda case: f"{case[0]}: the reader crashed")
+    reasons = [reason for reason in found if reason]
+    if reasons:
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        raise UserError(
+            f"{dataset.name} has damaged images. {'; '.join(reasons[:3])}{more}. Mend or remove the cases, then run "
+            "the command again."
+        )
 
 
 def _copy_labels(dataset: RawDataset) -> None:

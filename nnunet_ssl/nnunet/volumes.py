@@ -71,6 +71,23 @@ def check_nifti(path: str) -> None:
         check_finite(stored)
 
 
+def damage(case: tuple[str, Sequence[str]]) -> str | None:
+    """What is wrong with the files of a case (its name, one file a channel), in words; None where nothing shows.
+
+    Nothing is decoded but NIfTI, whose damage no reader reports.
+    """
+    name, files = case
+    for path in files:
+        try:
+            if not os.path.isfile(path) or os.path.getsize(path) == 0:
+                raise Unusable("missing" if not os.path.isfile(path) else "empty: the file has 0 bytes")
+            if path.lower().endswith((".nii", ".nii.gz")):
+                check_nifti(path)
+        except Unusable as problem:
+            return f"{name}: {path} is {problem}"
+    return None
+
+
 def _checked_3d(image: sitk.Image) -> sitk.Image:
     size = image.GetSize()
     if image.GetDimension() != 3 or min(size) < 2:
