@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ssl.nnunet.phantom_dataset import write_dataset
-from nnunet_ssl.phantom import ORGANS, PADDING_HU, make_case, organ_names
+from nnunet_ssl.phantom import ORGANS, PADDING_HU, _body_frame, make_case, organ_names
 
 SHAPE = (32, 48, 48)
 
@@ -63,7 +63,63 @@ def test_every_organ_is_in_every_subject():
         assert (np.bincount(labels.ravel(), minlength=len(ORGANS) + 1)[1:] >= 5).all(), seed
 
 
-def test_subjects_vary_in_padding_table_and_noise():
+@pytest.fixture(scope="module", params=["CT", "MR"])
+def subjects(request: pytest.FixtureRequest) -> tuple[str, list]:
+    """The modality, and 16 subjects with all organs labelled."""
+    return request.param, [make_case(np.random.default_rng(s), request.param, SHAPE, len(ORGANS)) for s in range(16)]
+
+
+def organ_levels(subjects: list) -> np.ndarray:
+    """(subject, organ): medians."""
+    return np.array([[np.median(image[labels == o + 1]) for o in range(len(ORGANS))] for image, labels, _ in subjects])
+
+
+def test_subjects_vary_in_field_of_view(subjects):
+    extents = np.array([spacing for _, _, spacing in subjects[1]]) * SHAPE
+    assert (np.ptp(extents, axis=0) > [30.0, 40.0, 40.0]).all()  # of about 300 x 400 x 400 mm
+
+
+def test_subjects_vary_in_pose_and_size():
+    """The body frame is, but for a smooth deformation, an affine map of the voxels."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")).reshape(3, -1)
+    known = np.vstack([grid, np.ones(grid.shape[1])]).T
+    frames = [_body_frame(np.random.default_rng(seed), SHAPE).reshape(3, -1).T for seed in range(16)]
+    maps = np.array([np.linalg.lstsq(known, frame, rcond=None)[0].T for frame in frames])  # (subject, 3, 4)
+    turned = maps[:, [0, 0, 1], [1, 2, 2]] - maps[:, [1, 2, 2], [0, 0, 1]]  # twice the rotation, in radians
+    assert (turned.std(axis=0) > 2 * np.deg2rad(2.5)).all(), turned.std(axis=0)
+    assert (maps[:, :, 3].std(axis=0) > [0.05, 0.04, 0.03]).all(), maps[:, :, 3].std(axis=0)
+    relative = maps[:, range(3), range(3)] / maps[:, range(3), range(3)].mean(axis=0)
+    assert (np.ptp(relative, axis=0) > 0.12).all(), np.ptp(relative, axis=0)
+
+
+def test_subjects_vary_in_contrast(subjects):
+    modality, cases = subjects
+    levels = organ_levels(cases)
+    if modality == "CT":  # of liver, spleen and kidneys at once: each alone varies by itself, too
+        assert levels[:, :4].mean(axis=1).std() > 10.0
+        assert (levels.std(axis=0) > 8.0).all()
+    else:  # units are arbitrary, and so is which organ is the brighter one
+        assert np.ptp(np.log10(levels.mean(axis=1))) > 1.0
+        ratios = levels / levels.mean(axis=1, keepdims=True)
+        assert (ratios.min(axis=0) < 0.9).all() and (ratios.max(axis=0) > 1.1).all()
+
+
+def test_subjects_vary_in_noise(subjects):
+    """CT: between neighbours inside organs, in HU. MR: in the air before the body, in parts of the bright voxels."""
+    modality, cases = subjects
+    noise = []
+    for image, labels, _ in cases:
+        if modality == "CT":
+            pairs = (labels[:, :, 1:] > 0) & (labels[:, :, 1:] == labels[:, :, :-1])
+            noise.append(float(np.median(np.abs(np.diff(image, axis=2)[pairs]))))
+        else:
+            air = image[:, :4][image[:, :4] > 0]
+            noise.append(float(np.percentile(air, 20) / np.percentile(image, 90)))
+    # a coil's sensitivity alone makes a ratio of 1.5
+    assert max(noise) > (1.6 if modality == "CT" else 2.0) * min(noise), noise
+
+
+def test_subjects_vary_in_padding_and_table():
     images = [make_case(np.random.default_rng(seed), "CT", SHAPE)[0] for seed in range(16)]
     corners = [float(image[0, 0, 0]) for image in images]
     assert len(set(corners) & set(PADDING_HU)) >= 2
