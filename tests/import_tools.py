@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -41,6 +46,16 @@ def bring_in(places, *sources, **options):
     paths = [str(source) for source in sources or [places / "scans"]]
     request = {"sources": paths, "dataset_id": 901, "name": "T", "channels": ["CT"]} | options
     return import_dataset(ImportRequest(**request))
+
+
+def commands(*lines: str) -> str:
+    """Several of our commands in one fresh process (nnU-Net reads its variables once a process)."""
+    calls = [["nnunet_ssl.cli.main:main", *line.split()] for line in lines]
+    script = [sys.executable, str(Path(__file__).with_name("entry_points.py")), json.dumps(calls)]
+    done = subprocess.run(script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          encoding="utf-8", errors="replace", timeout=600)  # fmt: skip
+    assert done.returncode == 0 and "nnunet_ssl: error" not in done.stdout, done.stdout
+    return done.stdout
 
 
 def cases_of(imported):

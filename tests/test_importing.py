@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_ssl.nnunet.phantom_dataset import write_dataset
 from nnunet_ssl.nnunet.volumes import content_hash
-from tests.import_tools import body, bring_in, cases_of, places, write
+from tests.import_tools import body, bring_in, cases_of, commands, places, write
 
 __all__ = ["places"]  # a fixture
 
@@ -32,6 +34,46 @@ def test_a_dataset_that_nnunet_accepts(places):
     label = sitk.GetArrayFromImage(sitk.ReadImage(str(imported.folder / "labelsTr" / "phantom_000.nii.gz")))
     assert 0.1 < (label == 1).mean() < 0.7 and set(np.unique(label)) == {0, 1}
     assert json.loads((imported.folder / "import_report.json").read_text()) == imported.report
+
+
+def seven_scans_of_which_two_are_unusable(places):
+    for number in range(7):
+        write(places / f"scans/s{number}.nii.gz", body(number, (12 + number, 20, 24)))
+    (places / "scans/s2.nii.gz").write_text("no image")
+    (places / "scans/s5.nii.gz").write_bytes(b"")
+
+
+def test_several_processes_make_the_same_dataset(places):
+    seven_scans_of_which_two_are_unusable(places)
+    found = []
+    for number in (0, 3):
+        imported = bring_in(places, processes=number, overwrite=True)
+        masks = {p.name: sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in imported.folder.glob("labelsTr/*")}
+        found.append((imported.report, masks))
+    (alone, masks), (together, others) = found
+    assert together == alone and sorted(alone["imported"]) == ["s0", "s1", "s3", "s4", "s6"]
+    assert sorted(masks) == sorted(others) == [f"{name}.nii.gz" for name in sorted(alone["imported"])]
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(others[name], mask)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_progress_bar_counts_the_cases_on_a_terminal_and_only_there(places, monkeypatch, processes):
+    seven_scans_of_which_two_are_unusable(places)
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        bring_in(places, processes=processes, overwrite=True)
+        shown = stream.getvalue()
+        if stream.isatty():
+            assert "Importing:   0%" in shown and "0/7" in shown
+            assert "Importing: 100%" in shown and "7/7" in shown
+        else:
+            assert shown == ""
 
 
 def test_copies_instead_of_links(places):
@@ -220,6 +262,22 @@ def test_mixed_orientations_get_the_reorienting_reader(places):
     np.testing.assert_array_equal(masks[0], masks[1])
     assert 0 < masks[0].mean() < 1
     assert not list(imported.folder.glob("*/*.mha"))
+
+
+def test_mixed_orientations_are_planned_and_preprocessed_by_the_reorienting_reader(places):
+    lps = sitk.ReadImage(str(write(places / "scans/a.nii.gz", body(0, (16, 24, 28)))))
+    sitk.WriteImage(sitk.DICOMOrient(lps, "PIR"), str(places / "scans/b.nii.gz"))
+    bring_in(places)
+    commands("plan -d 901 --preset tiny --preprocess")
+    preprocessed = places / "preprocessed/Dataset901_T"
+    assert json.loads((preprocessed / "nnssl_tinyPlans.json").read_text())["image_reader_writer"] == (
+        "NibabelIOWithReorient")
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    data = nnUNetDatasetBlosc2(str(preprocessed / "nnssl_tinyPlans_3d_fullres"))
+    (image, mask, *_), (other, other_mask, *_) = (data.load_case(case) for case in "ab")
+    np.testing.assert_allclose(image[:], other[:], atol=1e-4)
+    np.testing.assert_array_equal(mask[:], other_mask[:])
 
 
 def test_values_that_are_no_hounsfield_units_are_mentioned(places):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import signal
@@ -227,5 +228,10 @@ def double_or_die(number):
     return 2 * number
 
 
-def test_a_task_that_kills_its_process_is_found():
-    assert run_all(double_or_die, [1, 3, 5], 2, "", died=lambda task: -task) == [2, -3, 10]
+def test_a_task_that_kills_its_process_is_found_among_many(monkeypatch):
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", shown)
+    tasks = [1, 3, 5, 7, 3, 9, 11]
+    assert run_all(double_or_die, tasks, 3, "Tasks", died=lambda task: -task) == [2, -3, 10, 14, -3, 18, 22]
+    assert "Tasks: 100%" in shown.getvalue() and "7/7" in shown.getvalue()

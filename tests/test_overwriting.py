@@ -16,22 +16,12 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import moving
 from nnunet_ssl.nnunet.datasets import open_dataset
 from nnunet_ssl.nnunet.preprocessing import is_preprocessed
-from tests.import_tools import body, bring_in, places, write
+from tests.import_tools import body, bring_in, commands, places, write
 
 __all__ = ["places"]  # a fixture
 
 DATA = "preprocessed/Dataset901_T"
 SHAPE = (16, 24, 24)
-
-
-def commands(*lines: str) -> str:
-    """Several of our commands in one fresh process (nnU-Net reads its variables once a process)."""
-    calls = [["nnunet_ssl.cli.main:main", *line.split()] for line in lines]
-    script = [sys.executable, str(Path(__file__).with_name("entry_points.py")), json.dumps(calls)]
-    done = subprocess.run(script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          encoding="utf-8", errors="replace", timeout=600)  # fmt: skip
-    assert done.returncode == 0 and "nnunet_ssl: error" not in done.stdout, done.stdout
-    return done.stdout
 
 
 def highest(places, folder: str, case: str) -> float:
