@@ -100,8 +100,8 @@ def test_subjects_vary_in_contrast(subjects):
         assert (levels.std(axis=0) > 8.0).all()
     else:  # units are arbitrary, and so is which organ is the brighter one
         assert np.ptp(np.log10(levels.mean(axis=1))) > 1.0
-        ratios = levels / levels.mean(axis=1, keepdims=True)
-        assert (ratios.min(axis=0) < 0.9).all() and (ratios.max(axis=0) > 1.1).all()
+        ratios = np.log(levels) - np.log(levels).mean(axis=1, keepdims=True)
+        assert ratios.std(axis=0).mean() > 0.15  # a coil's sensitivity alone makes it 0.11
 
 
 def test_subjects_vary_in_noise(subjects):
