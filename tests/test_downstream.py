@@ -509,6 +509,38 @@ def test_paper_protocol(labels, dataset):
     rebuilt.load_state_dict(trainer.network.state_dict())
 
 
+# ---- nnU-Net's own loss and augmentation, on every kind of labels that nnU-Net knows
+
+
+LABELS = {
+    "regions": ({"background": 0, "whole": [1, 2], "organ": 2}, {"regions_class_order": [1, 2]}, 2, 2),
+    "ignore": ({"background": 0, "body": 1, "ignore": 2}, {}, 1, 2),
+    "regions and ignore": ({"background": 0, "whole": [1, 2], "organ": 2, "ignore": 3},
+                           {"regions_class_order": [1, 2]}, 2, 2),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_default_protocol_on_regions_and_ignored_voxels(name, labels, dataset, tmp_path):
+    names, entries, classes, outputs = LABELS[labels]
+    relabel(dataset, names, **entries)
+    ssl = {**SHORT, "freeze_fraction": 0.0, "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}
+    trainer = make_trainer(dataset, name, ssl)
+    trainer.on_train_start()
+    before = states(trainer.network, "head")
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    assert math.isfinite(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+    assert not same(before, states(trainer.network, "head"))
+    trainer.network.eval()
+    with torch.no_grad():
+        step = trainer.validation_step(next(trainer.dataloader_val))
+        output = trainer.network(torch.randn(1, 1, *dataset.patch))
+    assert math.isfinite(float(step["loss"])) and len(step["tp_hard"]) == classes
+    assert (output[0] if isinstance(output, list) else output).shape == (1, outputs, *dataset.patch)
+
+
 @pytest.mark.parametrize(("network", "ndim"), [("resenc", 3), ("plain", 2), ("fpn", 3)])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_network_is_rebuilt_from_the_plan(name, network, ndim, tmp_path, monkeypatch):
