@@ -30,6 +30,8 @@ KIND = pytest.mark.parametrize("kind, ndim, strides", KINDS)
 def backbone(kind: str, ndim: int, strides: list | None = None, norm: str = "instance", channels: int = 2) -> nn.Module:
     features = (6, 8, 10)
     architecture = _architecture(kind, ndim, features, strides or [[1] * ndim] + [[2] * ndim] * 2, norm)
+    if strides and kind != "fpn":  # as nnU-Net plans them for thick slices
+        architecture["arch_kwargs"]["kernel_sizes"] = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
     manager = SimpleNamespace(
         network_arch_class_name=architecture["network_class_name"],
         network_arch_init_kwargs=architecture["arch_kwargs"],
