@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +151,38 @@ def test_online_probe_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked == [1, 3, 4]
     dice = [row["probe_dice"] for row in metrics(output_folder(tiny))]
     assert dice == [None, 1.25, None, 3.25, 4.25]
+
+
+def test_nnunets_number_of_workers_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnUNet_n_proc_DA processes for training, half as many for the held-back pairs."""
+    tiny = tiny_dataset(tmp_path, cases=2, ssl=SHORT)
+    number = min(2, os.cpu_count() or 1)  # nnU-Net takes no more than there are
+    trainer = in_process(tiny, monkeypatch, workers=number)
+    trainer.on_train_start()
+    try:
+        for loader, expected in ((trainer.dataloader_train, number), (trainer.dataloader_val, 1)):
+            next(loader)
+            assert [worker.is_alive() for worker in loader._iterator._workers] == [True] * expected
+    finally:
+        trainer.close_loaders()
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD),
+])  # fmt: skip
+def test_optimizer_and_weight_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: type) -> None:
+    """A step without gradients is the decay alone, and each kind of optimiser decays in its own way."""
+    tiny = tiny_dataset(tmp_path, cases=2, ssl={**SHORT, "optimizer": name, "weight_decay": 0.25, "initial_lr": 0.1})
+    trainer = in_process(tiny, monkeypatch)
+    trainer.initialize()
+    assert type(trainer.optimizer) is kind
+    weight = trainer.network.projector.mlp.layers[0].weight
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    trainer.optimizer.step()
+    decay = 0.25 * before
+    moved = {"adam": 0.1 * decay / (decay.abs() + 1e-8), "adamw": 0.1 * decay, "sgd": 0.1 * 1.99 * decay}[name]
+    torch.testing.assert_close(weight.detach(), before - moved, atol=1e-5, rtol=1e-4)
 
 
 # the pieces
