@@ -61,6 +61,21 @@ def test_a_new_plan_for_the_target(folders: Path) -> None:
     assert found.content["data_identifier"] == "nnssl_tiny_vox2vecPlans_3d_fullres"
 
 
+def test_overlays_and_settings_go_into_the_plan(folders: Path, tmp_path: Path) -> None:
+    """Overlays in order, then --set, the later one wins."""
+    checkpoint = pretrained(folders)
+    raw_dataset(folders, 4, labelled=True)
+    overlay = tmp_path / "overlay.json"
+    overlay.write_text(json.dumps({"ssl": {"num_epochs": 7, "protocol": "vox2vec"}, "batch_size": 3}))
+    found = adapted(folders, checkpoint, overlays=[str(overlay)], settings=["ssl.num_epochs=8"])
+    block = found.content["ssl"]
+    assert (block["num_epochs"], block["protocol"], found.content["batch_size"]) == (8, "vox2vec", 3)
+    assert block["pretrained"]["path"] == str(checkpoint)
+    overlay.write_text(json.dumps({"ssl": {"num_epoch": 7}}))
+    with pytest.raises(UserError, match="num_epochs"):
+        adapted(folders, checkpoint, overlays=[str(overlay)], name="other")
+
+
 def like_pair(folders: Path) -> tuple[SimpleNamespace, Path, bytes]:
     """Target 4 with a stock plan, and a checkpoint pretrained --like it."""
     target = raw_dataset(folders, 4, ["MRI"], labelled=True, shape=(36, 50, 35), spacing=(1, 1, 1), cases=60)

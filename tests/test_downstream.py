@@ -509,6 +509,73 @@ def test_paper_protocol(labels, dataset):
     rebuilt.load_state_dict(trainer.network.state_dict())
 
 
+# ---- settings of the block, in effect
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD),
+])  # fmt: skip
+def test_optimizer_and_weight_decay(name, kind, dataset):
+    """A step without gradients is the decay alone, and each kind of optimiser decays in its own way."""
+    ssl = {**SHORT, "optimizer": name, "weight_decay": 0.25, "initial_lr": 0.1}
+    trainer = make_trainer(dataset, "SSLScratchTrainer", ssl)
+    trainer.initialize()
+    assert type(trainer.optimizer) is kind
+    for group in trainer.optimizer.param_groups:
+        weight = max(group["params"], key=torch.Tensor.numel)
+        before = weight.detach().clone()
+        weight.grad = torch.zeros_like(weight)
+        trainer.optimizer.step()
+        weight.grad = None
+        decay = 0.25 * before
+        moved = {"adam": 0.1 * decay / (decay.abs() + 1e-8), "adamw": 0.1 * decay, "sgd": 0.1 * 1.99 * decay}[name]
+        assert torch.allclose(weight.detach(), before - moved, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "around_labels"), [(0.0, [False, False]), (0.5, [False, True]), (1.0, [True, True])])
+def test_share_of_patches_around_labelled_voxels(share, around_labels, dataset):
+    ssl = {**SHORT, "oversample_foreground_percent": share}
+    trainer = make_trainer(dataset, "SSLScratchTrainer", ssl)
+    trainer.on_train_start()
+    loader = trainer.dataloader_train.data_loader
+    assert [bool(loader.get_do_oversample(sample)) for sample in range(2)] == around_labels
+
+
+def test_rate_of_the_backbone_follows_the_block(dataset, tmp_path):
+    ssl = {**SHORT, "backbone_lr_factor": 0.5, "freeze_fraction": 0.0, "ramp_fraction": 0.0, "initial_lr": 0.2,
+           "schedule": "constant", "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}  # fmt: skip
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", ssl)
+    trainer.on_train_start()
+    run_epoch(trainer, 1)
+    rates = {group["role"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {"head": 0.2, "backbone": pytest.approx(0.1)}
+
+
+def test_a_smaller_share_of_the_weights_will_do_if_the_block_says_so(dataset, tmp_path):
+    weights = pretrained_file(dataset, tmp_path)
+    stored = torch.load(weights, weights_only=True)
+    decoder = {key for key in stored["network_weights"] if key.startswith("decoder.") and ".encoder." not in key}
+    kept = {key: value for key, value in stored["network_weights"].items() if key not in decoder}
+    torch.save({**stored, "network_weights": kept}, weights)
+    ssl = {**SHORT, "pretrained": {"path": str(weights)}}
+    with pytest.raises(UserError, match="another architecture"):
+        make_trainer(dataset, "SSLFineTuneTrainer", ssl).on_train_start()
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", {**ssl, "min_transferred": 0.25})
+    trainer.on_train_start()
+    report = json.loads((dataset_folder(trainer) / "transfer_report.json").read_text(encoding="utf-8"))
+    assert 0.25 < report["transferred"] < 0.9
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), (False, False)])
+def test_a_probe_need_not_standardise(value, expected, dataset, tmp_path):
+    ssl = {**SHORT, "standardise": value, "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}
+    trainer = make_trainer(dataset, "SSLLinearProbeTrainer", ssl)
+    trainer.on_train_start()
+    assert trainer.network.standardise == expected
+    assert any("mean_" in key for key in trainer.network.state_dict()) == expected
+    run_epoch(trainer, 1)
+
+
 # ---- nnU-Net's own loss and augmentation, on every kind of labels that nnU-Net knows
 
 
