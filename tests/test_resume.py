@@ -121,6 +121,27 @@ def test_sigterm_inside_an_epoch(
     same_training(resume(tiny, monkeypatch, 1), uninterrupted)
 
 
+PROBE = {"dataset": 901, "every": 2, "cases": 1, "held_out": 1, "per_class": 50, "background": 50, "max_iter": 10,
+         "max_windows": 2}  # fmt: skip
+
+
+def test_batch_norm_affine_views_and_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a state of its own beside the weights (running statistics), draws more, or measures in between."""
+    ssl = {**FOUR, "spatial": "affine", "flip_axes": [2], "volumes_per_batch": 2, "optimizer": "adamw", "probe": PROBE,
+           "save_every": 100}  # fmt: skip
+    whole, stopped = (tiny_dataset(tmp_path / name, cases=3, network="fpn", ssl=ssl) for name in ("whole", "stopped"))
+    in_process(whole, monkeypatch).run_training()
+    expected = checkpoints.read(output_folder(whole) / "checkpoint_final.pth")
+    assert any("running_mean" in key for key in expected["network_weights"])
+    trainer = in_process(stopped, monkeypatch)
+    interrupt(trainer, 7, terminate)  # in epoch 2, after the probe's first measurement
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    same_training(resume(stopped, monkeypatch, 0), expected)
+    dice = [row["probe_dice"] for row in metrics(output_folder(stopped))]
+    assert [value is None for value in dice] == [True, False, True, False]
+
+
 def test_seed_decides(uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison of the other tests can fail: another seed trains another network."""
     tiny = tiny_in(tmp_path, seed=1)
