@@ -39,9 +39,9 @@ def output_folder(tiny: SimpleNamespace, fold: str = "all", trainer: str = TRAIN
 
 def in_process(
     tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, fold: Any = "all", configuration: str | None = None,
-    workers: int = 0, **ssl: Any,
+    workers: int = 0, going_on: bool = False, **ssl: Any,
 ) -> Any:  # fmt: skip
-    """A Vox2VecPretrainTrainer of this process; ``ssl`` overrides fields of the plan's block."""
+    """A Vox2VecPretrainTrainer of this process, as with --c if ``going_on``; ``ssl`` overrides fields of the block."""
     from nnunet_ssl.trainers.Vox2VecPretrainTrainer import Vox2VecPretrainTrainer
 
     for name in ("raw", "preprocessed", "results"):
@@ -51,7 +51,7 @@ def in_process(
     plans = json.loads((base / f"{tiny.plans_name}.json").read_text())
     if ssl:
         plans["configurations"][tiny.configuration].setdefault("ssl", {}).update(ssl)
-    plans["continue_training"] = False
+    plans["continue_training"] = going_on
     dataset_json = json.loads((base / "dataset.json").read_text())
     configuration = configuration or tiny.configuration
     return Vox2VecPretrainTrainer(plans, configuration, fold, dataset_json, torch.device("cpu"))
