@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_ssl.errors import UserError
 from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.networks import FPN3dUNet
+from nnunet_ssl.nnunet.downstream import head_init
 from nnunet_ssl.nnunet.downstream.head_init import fit_targets, fold_moments, sample_features, set_moments
 from nnunet_ssl.nnunet.downstream.network import DownstreamNetwork
+from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
+from nnunet_ssl.nnunet.downstream.settings import resolve
 from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
 from tests.downstream_tools import SHORT, make_trainer, pretrained_file, relabel, same, states
 from tests.tiny_dataset import tiny_dataset
@@ -123,3 +127,39 @@ def test_nonlinear_head_says_that_it_starts_at_random(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     assert "does not apply" in printed and "started at random" in printed
     assert float(trainer.network.moments(0)[1].sum()) != trainer.network.head.channels[0]  # moments were taken
+
+
+def test_what_the_head_starts_from_by_default():
+    """Pretrained: a fit; from scratch, nnU-Net's own start; the paper's protocol and a non-linear head: random."""
+    from nnunet_ssl.nnunet.downstream.protocols import fine_tune, frozen, linear_probe, nonlinear_probe, scratch
+
+    def start(protocol, /, **fields):
+        return resolve(DownstreamRecipe(**fields), protocol.PROTOCOL).head_init
+
+    assert [start(p) for p in (fine_tune, frozen, linear_probe)] == ["probe"] * 3
+    assert [start(p) for p in (scratch, nonlinear_probe)] == ["random"] * 2
+    assert start(fine_tune, protocol="vox2vec") == start(fine_tune, head_init="random") == "random"
+    assert start(scratch, head_init="probe") == start(linear_probe, protocol="vox2vec", head_init="probe") == "probe"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_fit_without_labelled_voxels(asked, tmp_path, monkeypatch, capsys):
+    dataset = tiny_dataset(tmp_path, labelled=True)
+    for key, value in dataset.env.items():
+        monkeypatch.setenv(key, value)
+    ssl = {**SHORT, "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}
+    trainer = make_trainer(dataset, "SSLFineTuneTrainer", {**ssl, "head_init": "probe"} if asked else ssl)
+    trainer.initialize()
+    before = states(trainer.network, "decoder")
+
+    def no_voxel(*args, **kwargs):
+        raise UserError("no voxel of the classes was found")
+
+    monkeypatch.setattr(head_init, "sample_features", no_voxel)
+    if asked:
+        with pytest.raises(UserError, match="no voxel"):
+            head_init.prepare_head(trainer)
+        return
+    head_init.prepare_head(trainer)
+    assert "The head starts at random: no voxel" in capsys.readouterr().out
+    assert same(before, states(trainer.network, "decoder"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nnunet_ssl.errors import UserError
 from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.nnunet.downstream.network import DownstreamNetwork, bare
 from nnunet_ssl.nnunet.linear_fit import VoxelSample, collect_voxels, fit_linear, to_head
@@ -108,32 +109,43 @@ def start_head(network: nn.Module, sample: VoxelSample, targets: Tensor) -> str:
 
 
 def prepare_head(trainer: Any) -> None:
-    """Before the first step: moments for a standardising head, a linear fit where ``ssl.head_init`` is ``probe``.
+    """Before the first step: moments for a standardising head, a linear fit where ``head_init`` is ``probe``.
+
+    A fit that nobody asked for and that cannot be made (no voxel of a class in the cases) leaves the head random.
 
     Works on the training cases; with several processes the first one fits and the others get its head.
     """
     network = bare(trainer.network)
     standardise = isinstance(network, DownstreamNetwork) and network.standardise
-    fit = trainer.recipe.head_init == "probe" and trainer.settings.head != "nonlinear"
+    fit = trainer.settings.head_init == "probe"
     if not standardise and not fit:
         return
     if trainer.local_rank == 0:
-        seed = trainer.recipe.seed or 0
-        keys = np.random.default_rng(seed).permutation(sorted(trainer.do_split()[0]))[:MAX_CASES].tolist()
-        dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
-        passes = (PASSES_FIT if fit else PASSES_MOMENTS) // len(keys)
-        sample = sample_features(network, [dataset.load_case(key)[:2] for key in dataset.identifiers],
-                                 trainer.configuration_manager.patch_size, trainer.label_manager, trainer.device, seed,
-                                 max_windows=min(64, passes))  # fmt: skip
-        if standardise:
-            set_moments(network, sample.features.to(trainer.device))
-        if fit:
-            targets = fit_targets(sample.labels, trainer.label_manager, trainer.settings.sigmoid)
-            trainer.print_to_log_file("head_init=probe,", start_head(network, sample, targets))
+        try:
+            _start(trainer, network, standardise, fit)
+        except UserError as error:
+            if standardise or trainer.recipe.head_init is not None:
+                raise
+            trainer.print_to_log_file(f"The head starts at random: {error}")
     if trainer.is_ddp:
         for name, tensor in network.state_dict().items():
             if ".seg_layers." in name:
                 dist.broadcast(tensor, 0)
+
+
+def _start(trainer: Any, network: Any, standardise: bool, fit: bool) -> None:
+    seed = trainer.recipe.seed or 0
+    keys = np.random.default_rng(seed).permutation(sorted(trainer.do_split()[0]))[:MAX_CASES].tolist()
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+    passes = (PASSES_FIT if fit else PASSES_MOMENTS) // len(keys)
+    sample = sample_features(network, [dataset.load_case(key)[:2] for key in dataset.identifiers],
+                             trainer.configuration_manager.patch_size, trainer.label_manager, trainer.device, seed,
+                             max_windows=min(64, passes))  # fmt: skip
+    if standardise:
+        set_moments(network, sample.features.to(trainer.device))
+    if fit:
+        targets = fit_targets(sample.labels, trainer.label_manager, trainer.settings.sigmoid)
+        trainer.print_to_log_file("head_init=probe,", start_head(network, sample, targets))
 
 
 def _num_outputs(network: nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "protocol": ("default", "vox2vec"),
     "head": ("stock", "linear"),
-    "head_init": ("random", "probe"),
+    "head_init": (None, "random", "probe"),
     "optimizer": (None, "sgd", "adam", "adamw"),
     "schedule": (None, "poly", "cosine", "constant"),
 }
@@ -24,7 +24,8 @@ class DownstreamRecipe:
                       augmentation), always with a head on the pyramid
     head              ``stock`` (nnU-Net's segmentation layers, deep supervision) or ``linear`` (the paper's linear head
                       on the pyramid), for the frozen, fine-tune and scratch trainers; a probe has its own
-    head_init         ``random``, or ``probe``: first a linear fit on the training cases' frozen features
+    head_init         ``random``, or ``probe``: first a linear fit on the training cases' frozen features. None: probe
+                      where weights are pretrained, random from scratch and under protocol ``vox2vec``
     initial_lr, weight_decay, optimizer, schedule, oversample_foreground_percent
                       apply to every trainer that reads the configuration
     freeze_fraction, ramp_fraction, backbone_lr_factor
@@ -43,7 +44,7 @@ class DownstreamRecipe:
     pretrained: dict[str, Any] | None = None
     protocol: str = "default"
     head: str = "stock"
-    head_init: str = "random"
+    head_init: str | None = None
     num_epochs: int = 1000
     num_iterations_per_epoch: int = 250
     num_val_iterations_per_epoch: int = 50

@@ -31,7 +31,7 @@ def summary(trainer: Any) -> dict[str, Any]:
         "protocol": trainer.protocol.name,
         "loss_and_augmentation": trainer.recipe.protocol,
         "settings": asdict(trainer.settings),
-        "head_init": head_init(trainer),
+        "head_init": trainer.settings.head_init,
         "recipe": to_block(trainer.recipe),
         "pretrained": pretrained,
         "trainable_parameters": {"head": _count(head), "backbone": _count(backbone)},
@@ -42,11 +42,6 @@ def summary(trainer: Any) -> dict[str, Any]:
         "mirror_axes": _as_list(trainer.inference_allowed_mirroring_axes),
         "versions": checkpoints.versions(),
     }
-
-
-def head_init(trainer: Any) -> str:
-    """``probe`` or ``random``: what the head really starts from."""
-    return "random" if trainer.settings.head == "nonlinear" else str(trainer.recipe.head_init)
 
 
 def opening(trainer: Any, report: Any) -> list[str]:

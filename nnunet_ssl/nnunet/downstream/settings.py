@@ -21,12 +21,14 @@ STAGES: dict[str, Any] = {"oversample_foreground_percent": 0.33, "backbone_lr_fa
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds in a downstream training. head: ``stock`` | ``linear`` | ``nonlinear``; sigmoid: the paper's loss.
+    """What holds in a downstream training. head: ``stock`` | ``linear`` | ``nonlinear``; head_init: ``probe`` |
+    ``random``; sigmoid: the paper's loss.
 
     The rest are the fields of DownstreamRecipe.
     """
 
     head: str
+    head_init: str
     sigmoid: bool
     initial_lr: float
     weight_decay: float
@@ -64,6 +66,11 @@ def resolve(recipe: DownstreamRecipe, protocol: Protocol) -> Settings:
             return PAPER[name]
         return STAGES[name] if name in STAGES else getattr(protocol, name)
 
-    names = [name for name in Settings.__dataclass_fields__ if name not in ("head", "sigmoid", "standardise")]
+    # nnU-Net's own start from scratch; a pretrained network is of little use behind a head that has to find its way
+    head_init = recipe.head_init or ("probe" if protocol.pretrained and not paper else "random")
+    head_init = "random" if head == "nonlinear" else head_init  # a fit is linear
+    names = [name for name in Settings.__dataclass_fields__
+             if name not in ("head", "head_init", "sigmoid", "standardise")]  # fmt: skip
     standardise = value("standardise") and len(protocol.frozen) == 2  # the moments must stay what they are
-    return Settings(head=head, sigmoid=paper, standardise=standardise, **{name: value(name) for name in names})
+    values = {name: value(name) for name in names}
+    return Settings(head=head, head_init=head_init, sigmoid=paper, standardise=standardise, **values)
