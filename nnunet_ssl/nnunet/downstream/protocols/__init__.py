@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Protocol:
     """name: how the logs call it. head: ``linear`` | ``nonlinear`` on the pyramid, None: what ``ssl.head`` says.
     frozen: modules of the network that neither learn nor leave eval mode. pretrained: refuses to start from random
-    weights. staged: head only at first, then everything with a lower rate for the backbone. The rest are the defaults
+    weights. staged: head only at first, then everything, the backbone at a rate of its own. The rest are the defaults
     of the fields of the same name; with ``ssl.protocol = "vox2vec"`` the paper's apply instead (settings.py).
     """
 

@@ -1,4 +1,4 @@
-"""Everything learns: first the head alone, then the backbone too, at a lower rate that ramps up."""
+"""Everything learns: first the head alone, then the backbone too, at a rate that ramps up."""
 
 from nnunet_ssl.nnunet.downstream.protocols import Protocol
 
