@@ -201,6 +201,8 @@ def test_settings_and_configurations(folders: Path) -> None:
     assert found.plans["configurations"]["3d_fullres"] == base
     with pytest.raises(UserError, match=r"numepochs.*num_epochs"):
         adapted(folders, checkpoint, settings=["ssl.numepochs=3"])
+    with pytest.raises(UserError, match=r"--gpu-memory is for a new plan.*batch_size"):
+        adapted(folders, checkpoint, config="n2", gpu_memory_gb=4.0)
     with pytest.raises(UserError, match="temperature"):  # a setting of the pretraining
         adapted(folders, checkpoint, settings=["ssl.temperature=3"])
 

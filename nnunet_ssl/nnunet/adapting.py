@@ -70,6 +70,8 @@ def make_adapted(request: AdaptRequest) -> Planned:
     changes = collect(request.overlays, request.settings)
     notes: list[str] = []
     if older is not None and request.config:
+        if request.gpu_memory_gb is not None:
+            raise UserError("--gpu-memory is for a new plan. Give the added configuration --set batch_size=N instead.")
         plans = older
     else:
         plans, notes = _base(dataset, source, name, request)

@@ -73,11 +73,13 @@ def add_configuration(
     changes: Mapping[str, Any],
     dataset: RawDataset,
     cls: type[Any] | None = None,
-) -> None:
-    """Add configuration ``name``, which inherits everything but the changes, to a plan, in place.
+    gpu_memory_gb: float | None = None,
+) -> list[str]:
+    """Add configuration ``name``, which inherits everything but the changes, to a plan, in place; returns notes.
 
     Blocks are written whole, because nnU-Net's inheritance is shallow. A change of the data (spacing, normalisation)
     gets its own preprocessed folder. ``cls``: the dataclass of the ``ssl`` block, default the objective's Recipe.
+    ``gpu_memory_gb``: what a pretraining step may take, see :func:`fit_memory`.
     """
     configurations = plans["configurations"]
     if parent is None:
@@ -92,10 +94,14 @@ def add_configuration(
     changed = apply_changes(base, changes, f"{plans['plans_name']}, {name}", cls=cls)
     if "spacing" in changes:
         respace(plans, changed, dataset)
+    notes = []
+    if gpu_memory_gb is not None:
+        notes = fit_memory(changed, name, len(dataset.channels), gpu_memory_gb, changes)
     own = {key: value for key, value in changed.items() if key == "ssl" or value != base.get(key)}
     if any(key in own for key in DATA_KEYS):
         own["data_identifier"] = f"{plans['plans_name']}_{name}"
     configurations[name] = {"inherits_from": parent, **own}
+    return notes
 
 
 def check_configuration(plans: Mapping[str, Any], name: str, dataset: RawDataset) -> list[str]:
@@ -154,7 +160,7 @@ def fit_memory(
         else:
             raise UserError(
                 f"{name} needs about {needed:.1f} GiB with {pairs} pairs of {patch}, asked for were {gpu_memory_gb:g}. "
-                "Choose a smaller network (--preset tiny, another --planner), fewer ssl.voxels_per_pair or more memory."
+                "Choose a smaller network (--preset tiny), fewer ssl.voxels_per_pair or more memory."
             )
     configuration["ssl"]["pairs_per_batch"] = configuration["batch_size"]
     after = (configuration["batch_size"], list(configuration["patch_size"]))

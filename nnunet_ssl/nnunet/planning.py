@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +79,10 @@ def make_plan(request: PlanRequest) -> Planned:
         plans, notes = _base_plan(dataset, request, {} if request.config else changes)
     names = [name for name, content in plans["configurations"].items() if "inherits_from" not in content]
     if request.config:
-        add_configuration(plans, request.config, request.inherits_from, changes, dataset)
+        notes += add_configuration(
+            plans, request.config, request.inherits_from, changes, dataset, gpu_memory_gb=request.gpu_memory_gb
+        )
         names = [request.config]
-        if request.gpu_memory_gb is not None:
-            notes += _fit_added(plans, request.config, dataset, request.gpu_memory_gb, changes)
     for name in names:
         notes += check_configuration(plans, name, dataset)
     notes += share_data(dataset, plans)
@@ -107,17 +106,6 @@ def _check_planner(request: PlanRequest) -> None:
             f"--planner {request.planner} does not go with --preset {request.preset}, which has its own network. Use "
             "--preset nnunet, which takes the planner's."
         )
-
-
-def _fit_added(
-    plans: dict[str, Any], name: str, dataset: RawDataset, gpu_memory_gb: float, changes: Mapping[str, Any]
-) -> list[str]:
-    """Fit a configuration that inherits into a memory, in place; what had to change becomes its own. Returns notes."""
-    whole = resolved(plans, name)
-    before = deepcopy(whole)
-    notes = fit_memory(whole, name, len(dataset.channels), gpu_memory_gb, changes)
-    plans["configurations"][name] |= {key: value for key, value in whole.items() if value != before[key]}
-    return notes
 
 
 def _base_plan(
