@@ -8,7 +8,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.memory import build, measure, projector_parameters, step_gib, total_stride
 from nnunet_ssl.nnunet.presets import limit_patch, load_preset, preset_names, topology, window_normalisation
-from nnunet_ssl.nnunet.settings import complete, recipe_class
+from nnunet_ssl.nnunet.settings import complete, parse_setting, recipe_class
 from nnunet_ssl.objectives.vox2vec import Recipe
 
 KEYS = {"description", "planner", "configurations", "num_channels", "spacing_mm", "patch_size", "batch_size",
@@ -76,3 +76,11 @@ def test_window_normalisation_maps_the_window_to_0_1() -> None:
     found = scheme.run(np.array([-3000.0, -1350.0, -175.0, 1000.0, 3000.0]), None)
     np.testing.assert_allclose(found, [0, 0, 0.5, 1, 1], atol=1e-6)
     assert properties["median"] == 3.0
+
+
+def test_values_of_set_are_json_or_text() -> None:
+    written = {"ssl.clip=null": None, "ssl.clip=None": None, "ssl.intensity=none": "none", "ssl.seed=3": 3,
+               "ssl.flip_axes=[0,2]": [0, 2], "ssl.loss=vicreg": "vicreg", "ssl.x=True": True}  # fmt: skip
+    for text, value in written.items():
+        key = text.partition("=")[0].partition(".")[2]
+        assert parse_setting(text) == {"ssl": {key: value}}

@@ -14,7 +14,7 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import load_json
 from nnunet_ssl.nnunet.recipe import parse, to_block
 
-WORDS = {"None": None, "none": None, "True": True, "False": False}
+WORDS = {"None": None, "True": True, "False": False}  # Python's; "none" is a value of some fields
 # a configuration with one of these of its own cannot share its parent's preprocessed data
 DATA_KEYS = (
     "spacing",
