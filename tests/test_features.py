@@ -123,22 +123,31 @@ def test_groups_of_channels_weigh_the_same_in_components():
     assert float(variances[:2].sum()) == pytest.approx(float(variances[2:].sum()), rel=1e-3)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A pretraining checkpoint of a tiny plan, (path, plans); the weights are random."""
-    folder = tmp_path_factory.mktemp("features")
-    data = tiny_dataset(folder, cases=1, ssl={})
-    plans = json.loads((data.preprocessed / data.dataset_name / f"{data.plans_name}.json").read_text(encoding="utf-8"))
-    plans["configurations"][data.configuration]["spacing"] = [2.0, 1.5, 1.0]
-    plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
+def write_pretraining(folder, change=lambda plans: None, **options):
+    """A pretraining checkpoint of a tiny plan with random weights; its path and configuration."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    data = tiny_dataset(folder, cases=1, ssl={}, **options)
+    plans = json.loads((data.preprocessed / data.dataset_name / f"{data.plans_name}.json").read_text(encoding="utf-8"))
+    change(plans)
     torch.manual_seed(0)
-    network = build_backbone(PlansManager(plans).get_configuration(data.configuration), 1, 2)
+    manager = PlansManager(plans).get_configuration(data.configuration)
+    network = build_backbone(manager, options.get("channels", 1), 2)
     path = folder / "checkpoint_final.pth"
     ssl = {"format": 1, "objective": "vox2vec", "recipe": {}, "plans": plans, "configuration": data.configuration}
     torch.save({"network_weights": network.state_dict(), "ssl": ssl, "trainer_name": "Vox2VecPretrainTrainer"}, path)
-    return path, plans
+    return path, data.configuration
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The path of a pretraining checkpoint whose plan resamples and transposes."""
+
+    def change(plans):
+        plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.5, 1.0]
+        plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
+
+    return write_pretraining(tmp_path_factory.mktemp("features"), change)[0]
 
 
 def oblique_ramp(path, gradient):
@@ -161,7 +170,7 @@ def test_the_grid_lies_where_the_image_lies(checkpoint, tmp_path):
     gradient = np.array([1.5, -0.7, 2.2])
     path = tmp_path / "case.nii.gz"
     oblique_ramp(path, gradient)
-    frozen = features.load_frozen(checkpoint[0])
+    frozen = features.load_frozen(checkpoint)
     data, properties, reader = features.preprocess(frozen, [path])
     grid = features.grid_of(path, reader, properties, frozen.plans, data.shape[1:])
     np.testing.assert_allclose(grid.spacing, (1.0, 2.0, 1.5), rtol=0.03)  # file axes x, y, z
@@ -176,7 +185,7 @@ def test_the_command_writes_vectors_and_colours(checkpoint, tmp_path, capsys):
     image = tmp_path / "case.nii.gz"
     oblique_ramp(image, np.array([1.0, 2.0, 3.0]))
     out = tmp_path / "new" / "feat.nii.gz"
-    arguments = ["features", "-i", str(image), "-w", str(checkpoint[0]), "-device", "cpu"]
+    arguments = ["features", "-i", str(image), "-w", str(checkpoint), "-device", "cpu"]
     assert cli.main([*arguments, "-o", str(out), "--levels", "0", "1", "--pca", "3"]) == 0
     assert str(out) in capsys.readouterr().out
     written, colours = sitk.ReadImage(str(out)), sitk.ReadImage(str(out.with_name("feat_pca.nii.gz")))
@@ -184,7 +193,7 @@ def test_the_command_writes_vectors_and_colours(checkpoint, tmp_path, capsys):
     assert colours.GetPixelID() == sitk.sitkVectorUInt8 and written.GetSize() == colours.GetSize()
     np.testing.assert_allclose(written.GetOrigin(), colours.GetOrigin())
     # the very values of the network at a voxel, through preprocessing and back
-    frozen = features.load_frozen(checkpoint[0])
+    frozen = features.load_frozen(checkpoint)
     data, _, _ = features.preprocess(frozen, [image])
     point = np.array([[4, 5, 6]])
     vector = vectors_at(lambda x: pyramid_levels(frozen.network, x), pyramid_strides(frozen.network), data,
@@ -209,7 +218,7 @@ def test_the_command_writes_vectors_and_colours(checkpoint, tmp_path, capsys):
 def test_wrong_requests_end_in_a_sentence(checkpoint, tmp_path, capsys, change, words):
     image = tmp_path / "case.nii.gz"
     oblique_ramp(image, np.array([1.0, 0, 0]))
-    arguments = ["-i", str(image), "-w", str(checkpoint[0]), "-o", str(tmp_path / "f.nii.gz"), "-device", "cpu"]
+    arguments = ["-i", str(image), "-w", str(checkpoint), "-o", str(tmp_path / "f.nii.gz"), "-device", "cpu"]
     assert cli.main(["features", *arguments, *change]) == 1
     assert re.search(words, capsys.readouterr().err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case.nii.gz"]
@@ -219,7 +228,7 @@ def test_broken_image_and_wrong_channels(checkpoint, tmp_path):
     image, broken = tmp_path / "case.nii.gz", tmp_path / "broken.nii.gz"
     oblique_ramp(image, np.array([1.0, 0, 0]))
     broken.write_bytes(image.read_bytes()[:200])
-    frozen = features.load_frozen(checkpoint[0])
+    frozen = features.load_frozen(checkpoint)
     with pytest.raises(UserError, match="could not be read as an image"):
         features.preprocess(frozen, [broken])
     with pytest.raises(UserError, match="takes 1 channel"):
@@ -229,3 +238,25 @@ def test_broken_image_and_wrong_channels(checkpoint, tmp_path):
 def test_more_than_the_memory_is_refused():
     with pytest.raises(UserError, match="--levels 0 1"):
         features._check_memory(1008, (5000, 5000, 5000), fp16=True)
+
+
+@pytest.mark.parametrize(("ndim", "channels"), [(3, 2), (2, 1)])
+def test_several_channels_and_a_2d_network_through_the_command(ndim, channels, tmp_path):
+    """The values at a voxel are those of the network, each channel in the order in which its file was named."""
+    path, configuration = write_pretraining(tmp_path, ndim=ndim, channels=channels)
+    images = [tmp_path / f"case_{channel:04d}.nii.gz" for channel in range(channels)]
+    rng = np.random.default_rng(0)
+    for image in images:
+        sitk.WriteImage(sitk.GetImageFromArray(rng.normal(0, 300, (5, 20, 22)).astype(np.float32)), str(image))
+    written = {}
+    for name, files in (("right", images), ("turned", images[::-1])):
+        out = tmp_path / f"{name}.nii.gz"
+        assert cli.main(["features", "-i", *map(str, files), "-w", str(path), "-o", str(out), "-device", "cpu"]) == 0
+        written[name] = sitk.ReadImage(str(out))
+    frozen = features.load_frozen(path)
+    data, _, _ = features.preprocess(frozen, images)
+    assert data.shape == (channels, 5, 20, 22) and configuration == ("3d_fullres" if ndim == 3 else "2d")
+    vectors = vectors_at(lambda x: pyramid_levels(frozen.network, x), pyramid_strides(frozen.network), data,
+                         (16,) * ndim, np.array([[2, 9, 13]]))  # fmt: skip
+    np.testing.assert_allclose(written["right"].GetPixel(13, 9, 2), vectors[0].numpy(), atol=1e-5)
+    assert np.allclose(written["right"].GetPixel(13, 9, 2), written["turned"].GetPixel(13, 9, 2)) == (channels == 1)
