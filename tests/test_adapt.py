@@ -19,6 +19,7 @@ from nnunet_ssl.nnunet.memory import measure, supervised_gib
 from nnunet_ssl.nnunet.planning import PlanRequest, make_plan
 from nnunet_ssl.nnunet.recipe import parse
 from tests.plan_datasets import folders, raw_dataset, read_plans, write_checkpoint
+from tests.test_checkpoints import Bomb
 
 __all__ = ["folders"]
 
@@ -238,6 +239,36 @@ def test_what_is_refused(folders: Path) -> None:
     with pytest.raises(UserError, match="another architecture"):
         adapted(folders, other)
     assert not list((folders / "preprocessed/Dataset004_Planned").glob("*Plans.json"))
+
+
+@pytest.mark.parametrize("what", ["bomb", "damaged", "foreign"])
+def test_weights_that_cannot_be_used_end_the_command(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    checkpoint = pretrained(folders)
+    target = raw_dataset(folders, 4, labelled=True)
+    if what == "damaged":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-2000])
+    else:
+        torch.save({"bomb": {"ssl": Bomb()}, "foreign": {"weights": [1, 2]}}[what], checkpoint)
+    before = checkpoint.read_bytes()
+    monkeypatch.chdir(folders)
+    assert main(["adapt", "-d", "4", "-w", str(checkpoint)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("nnunet_ssl: error: ") and str(checkpoint) in said and "Traceback" not in said
+    assert checkpoint.read_bytes() == before and not (folders / "exploded").exists()
+    assert not list(target.preprocessed.glob("*Plans.json"))
+
+
+def test_a_missing_variable_ends_the_command(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = pretrained(folders)
+    raw_dataset(folders, 4, labelled=True)
+    monkeypatch.delenv("nnUNet_preprocessed")
+    for arguments in (["plan", "-d", "901"], ["adapt", "-d", "4", "-w", str(checkpoint)]):
+        assert main(arguments) == 1
+        assert "nnUNet_preprocessed is not set" in capsys.readouterr().err, arguments
 
 
 def test_command_prints_the_five_trainings(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
