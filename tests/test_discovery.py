@@ -90,6 +90,23 @@ def test_a_users_value_is_kept_and_searched_first(installed: SimpleNamespace) ->
     assert variable(installed.python, nnUNet_extTrainer=again) == again
 
 
+def test_a_users_own_class_of_the_same_name_is_found_first(installed: SimpleNamespace, tmp_path: Path) -> None:
+    same, other = TRAINERS[:2]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    mine.joinpath("my_trainer_module.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        f"class {same}(nnUNetTrainer):\n    pass\n",
+        encoding="utf-8",
+    )
+    code = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        f"print('FOUND', find({same!r}).__module__, find({other!r}).__module__)"
+    )
+    done = run([installed.python, "-c", code], env=clean_environment(nnUNet_extTrainer=str(mine)), cwd=tmp_path)
+    assert f"FOUND my_trainer_module nnunet_ssl.trainers.{other}\n" in done.stdout, done.stdout
+
+
 def test_it_can_be_switched_off(installed: SimpleNamespace) -> None:
     assert variable(installed.python, NNUNET_SSL_DISCOVERY="0") == "unset"
 
