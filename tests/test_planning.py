@@ -79,6 +79,9 @@ def test_a_planner_is_not_dropped_in_silence(folders: Path) -> None:
             make_plan(PlanRequest(901, planner="nnUNetPlannerResEncL", **options))
     with pytest.raises(UserError, match="does not go with --like"):
         make_plan(PlanRequest(901, like=4, planner="nnUNetPlannerResEncL"))
+    make_plan(PlanRequest(4, preset="nnunet", name="mine"))
+    with pytest.raises(UserError, match="is for a new plan; mine is there. --config only adds"):
+        make_plan(PlanRequest(4, preset="nnunet", name="mine", config="cold", planner="nnUNetPlannerResEncL"))
     assert not list(dataset.preprocessed.glob("*Plans.json"))
 
 
@@ -377,6 +380,16 @@ def test_a_damaged_image_is_named_before_anything_is_preprocessed(folders: Path,
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{path} is {words}" in done.stderr and "c000" not in done.stderr
     assert not (dataset.preprocessed / "nnssl_tinyPlans_3d_fullres").exists()
+
+
+def test_a_constant_image_gets_no_mask(folders: Path) -> None:
+    import SimpleITK as sitk
+
+    dataset = raw_dataset(folders, 901, shape=(24, 28, 26), spacing=(1, 1, 1), cases=2, written=True)
+    path = dataset.raw / "imagesTr" / "c001_0000.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(path)) * 0, str(path))
+    with pytest.raises(UserError, match=r"c001_0000.nii.gz cannot be read \(constant: every voxel is -?0\)"):
+        make_plan(PlanRequest(901, preset="tiny"))
 
 
 def test_a_damaged_image_gets_no_mask(folders: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import check_writable, replacing, write_json
-from nnunet_ssl.nnunet.volumes import damage
+from nnunet_ssl.nnunet.volumes import check_values, damage
 
 VOLUMES = "ssl_volumes"  # folder in the preprocessed dataset: which imported volumes each folder of cases shows
 MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
@@ -191,6 +191,8 @@ def _write_mask(images: list[str], path: Path, dataset: RawDataset) -> None:
         raise UserError(f"{reason}. Remove or replace the case.")
     try:
         data, properties = reader.read_images(images)
+        for channel in data:
+            check_values(channel)
     except Exception as error:
         reason = str(error).strip()[:160]
         raise UserError(f"{images[0]} cannot be read ({reason}). Remove or replace the case.") from error

@@ -74,6 +74,11 @@ def make_plan(request: PlanRequest) -> Planned:
     older = existing_plans(dataset, request.plans_name)
     changes = collect(request.overlays, request.settings)
     if request.config and older is not None:
+        if request.planner is not None:
+            raise UserError(
+                f"--planner {request.planner} is for a new plan; {request.plans_name} is there. "
+                "--config only adds to it: give the new plan another name with -n."
+            )
         plans, notes = older, []
     else:
         plans, notes = _base_plan(dataset, request, {} if request.config else changes)
