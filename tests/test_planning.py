@@ -80,7 +80,7 @@ def test_a_planner_is_not_dropped_in_silence(folders: Path) -> None:
     with pytest.raises(UserError, match="does not go with --like"):
         make_plan(PlanRequest(901, like=4, planner="nnUNetPlannerResEncL"))
     make_plan(PlanRequest(4, preset="nnunet", name="mine"))
-    with pytest.raises(UserError, match="is for a new plan; mine is there. --config only adds"):
+    with pytest.raises(UserError, match=r"is for a new plan; mine is there\. --config only adds"):
         make_plan(PlanRequest(4, preset="nnunet", name="mine", config="cold", planner="nnUNetPlannerResEncL"))
     assert not list(dataset.preprocessed.glob("*Plans.json"))
 
