@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,10 @@ def train(rank: int, tiny: SimpleNamespace, rendezvous: str) -> None:
         assert trainer.is_ddp and trainer.local_rank == rank and trainer.device.type == "cpu"
         trainer.run_training()
         trainer.print_to_log_file(f"rank {rank} ran {trainer.global_iteration}")
+    # gloo aborts a process whose group goes while the other still talks to it, or while DDP still holds it
+    del trainer
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
