@@ -40,8 +40,7 @@ class ForegroundMasks:
     def __call__(self, folder: str, case: str) -> Path:
         path = Path(folder) / f"{case}{SUFFIX}"
         if not path.is_file():
-            image = _whole_image(folder, case)
-            mask = self._of_raw(folder, case, image.shape[1:]) if self.clipped else self.compute(image)
+            mask = self._of_raw(folder, case) if self.clipped else self.compute(_whole_image(folder, case))
             with replacing(path) as beside:
                 np.save(beside, mask)
         return path
@@ -65,7 +64,8 @@ class ForegroundMasks:
         names = ["CT" if ct else "other" for ct in self.is_ct]
         return np.asarray(foreground(values, names, list(spacing), self.axial_axis), dtype=bool)
 
-    def _of_raw(self, folder: str, case: str, shape: Sequence[int]) -> NDArray[np.bool_]:
+    def _of_raw(self, folder: str, case: str) -> NDArray[np.bool_]:
+        shape = _stored_image(folder, case).shape[1:]  # nothing of it is decompressed
         if self.raw is None or case not in self.raw:
             return np.ones(tuple(shape), dtype=bool)
         image, spacing = self.raw.read(case)
@@ -95,7 +95,11 @@ def mask_maker(plans_manager: Any, configuration_manager: Any, dataset_json: dic
     )
 
 
-def _whole_image(folder: str, case: str) -> NDArray[np.float32]:
+def _stored_image(folder: str, case: str) -> Any:
     from nnunet_ssl.nnunet.b2nd import open_b2nd
 
-    return np.asarray(open_b2nd(Path(folder) / f"{case}.b2nd")[:], dtype=np.float32)
+    return open_b2nd(Path(folder) / f"{case}.b2nd")
+
+
+def _whole_image(folder: str, case: str) -> NDArray[np.float32]:
+    return np.asarray(_stored_image(folder, case)[:], dtype=np.float32)
