@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from nnunet_ssl import geometry
 from nnunet_ssl.anchors import Ints, Reader, draw_anchor
 from nnunet_ssl.geometry import Matrix
-from nnunet_ssl.objectives.vox2vec import Recipe
+
+if TYPE_CHECKING:
+    from nnunet_ssl.objectives.vox2vec import Recipe
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class PairGeometry:
     coords_a: NDArray[np.float64]  # (N, D) voxels of view a
     coords_b: NDArray[np.float64]
     valid: NDArray[np.bool_]  # (N,)
+
+    @property
+    def points(self) -> int:
+        """Points that both views show."""
+        return int(self.valid.sum())
 
 
 def draw_starts(
@@ -95,16 +103,22 @@ def box_size(patch: Sequence[int], spacing_mm: Sequence[float], recipe: Recipe) 
     """
     if recipe.spatial == "none":
         return tuple(int(p) for p in patch)
-    sines = np.sin(np.deg2rad(np.minimum(_rotation_limits(recipe, len(patch)), 90.0)))
-    bound = np.eye(len(patch))  # of |R|: each factor has cosines <= 1 and sines <= those
-    for (i, j), sine in zip([(1, 2), (0, 2), (0, 1)] if len(patch) == 3 else [(0, 1)], sines, strict=True):
-        turn = np.eye(len(patch))
-        turn[i, j] = turn[j, i] = sine
-        bound = bound @ turn
+    bound = turn_bound(_rotation_limits(recipe, len(patch)), len(patch))
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     side = (np.asarray(patch) - 1) * spacing / recipe.scale[0]  # mm
-    reach = np.minimum(np.minimum(bound, 1.0) @ side, np.linalg.norm(side)) / spacing
+    reach = np.minimum(bound @ side, np.linalg.norm(side)) / spacing
     return tuple(int(r) for r in np.ceil(reach - 1e-9) + 2)
+
+
+def turn_bound(limits_deg: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
+    """(D, D) upper bounds of the entries' sizes of every rotation with angles up to `limits_deg` (one, or z, y, x)."""
+    sines = np.sin(np.deg2rad(np.minimum(limits_deg, 90.0)))
+    bound = np.eye(ndim)  # each factor has cosines <= 1 and sines <= those
+    for (i, j), sine in zip([(1, 2), (0, 2), (0, 1)] if ndim == 3 else [(0, 1)], sines, strict=True):
+        turn = np.eye(ndim)
+        turn[i, j] = turn[j, i] = sine
+        bound = bound @ turn
+    return np.minimum(bound, 1.0)
 
 
 def draw_pair(

@@ -52,6 +52,11 @@ def number(least: float = -math.inf, most: float = math.inf, above: bool = False
     return Rule(test, " ".join(["a number", " and ".join(bounds)]).strip())
 
 
+def flag() -> Rule:
+    """A bool."""
+    return Rule(lambda value: type(value) is bool, "true or false")
+
+
 def text() -> Rule:
     """A str that is not empty."""
     return Rule(lambda value: isinstance(value, str) and value != "", "a name")
@@ -69,9 +74,9 @@ def list_of(rule: Rule, length: int | None = None, distinct: bool = False) -> Ru
     return Rule(test, f"a list{size}, each member {rule.expected}" + (", none twice" if distinct else ""))
 
 
-def interval(least: float = -math.inf, above: bool = False) -> Rule:
+def interval(least: float = -math.inf, most: float = math.inf, above: bool = False) -> Rule:
     """[least, greatest] of a draw: two numbers in order."""
-    pair = list_of(number(least, above=above), length=2)
+    pair = list_of(number(least, most, above=above), length=2)
     return Rule(lambda value: pair.test(value) and value[0] <= value[1], f"[least, greatest]: {pair.expected}")
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nnunet_ssl.objectives.vox2vec import Recipe
+from nnunet_ssl.blurring import blur, blur_axes, gaussian, radius
+
+if TYPE_CHECKING:
+    from nnunet_ssl.objectives.vox2vec import Recipe
 
 BASE_WINDOW_HU = (-1350.0, 1000.0)
 """Where every drawn window is mapped to, and the window of the views that draw none."""
@@ -65,31 +69,33 @@ class ZScoreParameters:
     shift: Tensor
 
 
-def _uniform(generator: torch.Generator, shape: Sequence[int], bounds: Sequence[float]) -> Tensor:
+def uniform(generator: torch.Generator, shape: Sequence[int], bounds: Sequence[float]) -> Tensor:
+    """U(bounds), on the generator's device."""
     drawn = torch.rand(tuple(shape), generator=generator, device=generator.device)
     return bounds[0] + (bounds[1] - bounds[0]) * drawn
 
 
-def _chance(generator: torch.Generator, shape: Sequence[int], p: float) -> Tensor:
+def chance(generator: torch.Generator, shape: Sequence[int], p: float) -> Tensor:
+    """True with probability p, on the generator's device."""
     return torch.rand(tuple(shape), generator=generator, device=generator.device) < p
 
 
 def draw_detail(generator: torch.Generator, shape: Sequence[int], recipe: Recipe) -> Detail:
     """Blur or sharpen, half and half, with ``blur_sharpen_p``; shape (B, C)."""
-    active = _chance(generator, shape, recipe.blur_sharpen_p)
-    sharpen = _chance(generator, shape, 0.5)
-    blur_sigma = _uniform(generator, shape, recipe.blur_sigma)
-    sharpen_sigma = _uniform(generator, shape, recipe.sharpen_sigma)
-    amount = _uniform(generator, shape, recipe.sharpen_amount)
+    active = chance(generator, shape, recipe.blur_sharpen_p)
+    sharpen = chance(generator, shape, 0.5)
+    blur_sigma = uniform(generator, shape, recipe.blur_sigma)
+    sharpen_sigma = uniform(generator, shape, recipe.sharpen_sigma)
+    amount = uniform(generator, shape, recipe.sharpen_amount)
     return Detail(active * torch.where(sharpen, sharpen_sigma, blur_sigma), (active & sharpen) * amount)
 
 
 def draw_ct(generator: torch.Generator, shape: Sequence[int], recipe: Recipe) -> CTParameters:
     """Parameters for CT views; shape (B, C). They lie on the generator's device."""
     detail = draw_detail(generator, shape, recipe)
-    noise = _chance(generator, shape, recipe.noise_p) * _uniform(generator, shape, recipe.noise_hu)
-    window = _chance(generator, shape, recipe.window_p)
-    lo, hi = (_uniform(generator, shape, bounds) for bounds in (recipe.window_lo_hu, recipe.window_hi_hu))
+    noise = chance(generator, shape, recipe.noise_p) * uniform(generator, shape, recipe.noise_hu)
+    window = chance(generator, shape, recipe.window_p)
+    lo, hi = (uniform(generator, shape, bounds) for bounds in (recipe.window_lo_hu, recipe.window_hi_hu))
     return CTParameters(
         detail,
         noise,
@@ -101,52 +107,26 @@ def draw_ct(generator: torch.Generator, shape: Sequence[int], recipe: Recipe) ->
 def draw_zscore(generator: torch.Generator, shape: Sequence[int], recipe: Recipe) -> ZScoreParameters:
     """Parameters for views in other units than HU; shape (B, C). They lie on the generator's device."""
     detail = draw_detail(generator, shape, recipe)
-    noise = _chance(generator, shape, recipe.noise_p) * _uniform(generator, shape, recipe.noise_z)
-    active = _chance(generator, shape, recipe.gain_shift_p)
-    gain, shift = (_uniform(generator, shape, bounds) for bounds in (recipe.gain, recipe.shift))
+    noise = chance(generator, shape, recipe.noise_p) * uniform(generator, shape, recipe.noise_z)
+    active = chance(generator, shape, recipe.gain_shift_p)
+    gain, shift = (uniform(generator, shape, bounds) for bounds in (recipe.gain, recipe.shift))
     return ZScoreParameters(detail, noise, torch.where(active, gain, 1.0), active * shift)
-
-
-def gaussian(x: Tensor, sigma: Tensor, axes: Sequence[int], radius: int) -> Tensor:
-    """Blur each of M images by its own Gaussian: x (M, *S), sigma (M,) voxels, axes of S -> (M, *S).
-
-    Kernels have 2 radius + 1 taps and sum to one; beyond its border an image goes on with its border voxel. A sigma of
-    0 changes nothing. A sum of shifted images: with kernels this short it takes half the time of a grouped convolution.
-    """
-    taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    weights = torch.exp(-0.5 * (taps / sigma.to(x.dtype).clamp(min=1e-3)[:, None]) ** 2)  # (M, taps)
-    weights = (weights / weights.sum(1, keepdim=True)).view(len(x), -1, *[1] * (x.ndim - 1))
-    for axis in axes:
-        size = x.shape[axis + 1]
-        index = torch.arange(-radius, size + radius, device=x.device).clamp(0, size - 1)
-        padded = x.index_select(axis + 1, index)
-        x = padded.narrow(axis + 1, 0, size) * weights[:, 0]
-        for tap in range(1, 2 * radius + 1):
-            x.addcmul_(padded.narrow(axis + 1, tap, size), weights[:, tap])
-    return x
-
-
-def _radius(sigma: float) -> int:
-    return max(1, math.ceil(4 * sigma))
 
 
 def apply_detail(x: Tensor, detail: Detail, axes: Sequence[int], largest_sigma: float) -> Tensor:
     """Blur or sharpen views (B, C, *S) along `axes` of S; only the views and channels that drew it are touched."""
-    x = x.clone()
-    flat, sigma, amount = x.flatten(0, 1), detail.sigma.flatten().to(x), detail.amount.flatten().to(x)
-    chosen = (sigma > 0).nonzero().squeeze(1)
-    if len(chosen):
-        flat[chosen] = gaussian(flat[chosen], sigma[chosen], axes, _radius(largest_sigma))
+    x = blur(x, detail.sigma, axes, largest_sigma)
+    flat, amount = x.flatten(0, 1), detail.amount.flatten().to(x)
     chosen = (amount > 0).nonzero().squeeze(1)
     if len(chosen):
         blurred = flat[chosen]
         second = torch.full_like(amount[chosen], SHARPEN_SECOND_SIGMA)
-        edges = blurred - gaussian(blurred, second, axes, _radius(SHARPEN_SECOND_SIGMA))
-        flat[chosen] = blurred + _wide(amount[chosen], edges) * edges
+        edges = blurred - gaussian(blurred, second, axes, radius(SHARPEN_SECOND_SIGMA))
+        flat[chosen] = blurred + wide(amount[chosen], edges) * edges
     return x
 
 
-def _wide(parameter: Tensor, like: Tensor) -> Tensor:
+def wide(parameter: Tensor, like: Tensor) -> Tensor:
     """A parameter with the trailing axes of an image."""
     return parameter.reshape(*parameter.shape, *[1] * (like.ndim - parameter.ndim)).to(like)
 
@@ -158,8 +138,8 @@ def apply_ct(
     drawn window, clipped, stretched to ``BASE_WINDOW_HU``.
     """
     x = apply_detail(x_hu, parameters.detail, axes, largest_sigma)
-    x = x + _wide(parameters.noise, x) * field
-    lo, hi = _wide(parameters.lo, x), _wide(parameters.hi, x)
+    x = x + wide(parameters.noise, x) * field
+    lo, hi = wide(parameters.lo, x), wide(parameters.hi, x)
     u = ((x - lo) / (hi - lo)).clamp(0.0, 1.0)
     return BASE_WINDOW_HU[0] + (BASE_WINDOW_HU[1] - BASE_WINDOW_HU[0]) * u
 
@@ -173,8 +153,8 @@ def apply_zscore(
     spatial = tuple(range(2, x.ndim))
     least, greatest = x.amin(spatial, keepdim=True), x.amax(spatial, keepdim=True)
     x = apply_detail(x, parameters.detail, axes, largest_sigma).clamp(least, greatest)
-    x = x + _wide(parameters.noise, x) * field
-    return _wide(parameters.gain, x) * x + _wide(parameters.shift, x)
+    x = x + wide(parameters.noise, x) * field
+    return wide(parameters.gain, x) * x + wide(parameters.shift, x)
 
 
 def _kinds(channels: Sequence[ChannelUnits], recipe: Recipe) -> list[str]:
@@ -206,8 +186,7 @@ def augment(
         return views
     if views.shape[1] != len(channels):
         raise ValueError(f"views have {views.shape[1]} channels; expected {len(channels)}")
-    ndim = views.ndim - 2
-    axes = [axis for axis in range(ndim) if ndim == 2 or axis != axial_axis]
+    axes = blur_axes(views.ndim - 2, axial_axis)
     largest = max(recipe.blur_sigma[1], recipe.sharpen_sigma[1])
     kinds = _kinds(channels, recipe)
     out = torch.empty_like(views)
@@ -218,7 +197,7 @@ def augment(
             out[:, index] = _change_ct(x, [channels[i] for i in index], recipe, generator, axes, largest)
         else:
             drawn = draw_zscore(generator, x.shape[:2], recipe)
-            out[:, index] = apply_zscore(x, drawn, _noise_field(x, generator), axes, largest)
+            out[:, index] = apply_zscore(x, drawn, noise_field(x, generator), axes, largest)
     return out
 
 
@@ -230,11 +209,12 @@ def _change_ct(
     axes: Sequence[int],
     largest: float,
 ) -> Tensor:
-    mean = _wide(torch.tensor([[c.mean for c in channels]]), x)  # (1, C, 1, ..)
-    std = _wide(torch.tensor([[c.std for c in channels]]), x)
+    mean = wide(torch.tensor([[c.mean for c in channels]]), x)  # (1, C, 1, ..)
+    std = wide(torch.tensor([[c.std for c in channels]]), x)
     parameters = draw_ct(generator, x.shape[:2], recipe)
-    return (apply_ct(x * std + mean, parameters, _noise_field(x, generator), axes, largest) - mean) / std
+    return (apply_ct(x * std + mean, parameters, noise_field(x, generator), axes, largest) - mean) / std
 
 
-def _noise_field(x: Tensor, generator: torch.Generator) -> Tensor:
+def noise_field(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape and on the device of x."""
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)

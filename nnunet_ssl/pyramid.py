@@ -16,18 +16,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def gather(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: Tensor, mode: str = "nearest") -> Tensor:
+def gather(
+    levels: Sequence[Tensor],
+    strides: Sequence[Sequence[int]],
+    coords: Tensor,
+    mode: str = "nearest",
+    outside: str = "border",
+) -> Tensor:
     """Voxel vectors: the features of every level at each point, finest level first (vox2vec, Section 2).
 
     :param levels: L tensors (B, C_l, *S_l), finest first
     :param strides: L sequences of D integers, cumulative, finest first
-    :param coords: (B, N, D) voxels of the finest level; a point outside takes the value at the border
+    :param coords: (B, N, D) voxels of the finest level
     :param mode: "nearest" (the published reading: the voxel that contains the point) or "linear"
+    :param outside: what a point outside of a level finds: the value at its "border", or (linear alone) "zeros", reached
+        linearly within one voxel
     :return: (B, N, sum of C_l) in the levels' type
     :raises ValueError: unknown mode, or levels, strides and coordinates that do not fit each other
     """
     if mode not in ("nearest", "linear"):
         raise ValueError(f"mode is {mode!r}, expected 'nearest' or 'linear'")
+    if outside not in ("border", "zeros") or (outside == "zeros" and mode == "nearest"):
+        raise ValueError(f"outside is {outside!r} with mode {mode!r}, expected 'border', or 'zeros' with 'linear'")
     if len(levels) != len(strides):
         raise ValueError(f"{len(levels)} levels came with {len(strides)} strides, expected one a level")
     ndim = coords.shape[-1]
@@ -37,8 +47,10 @@ def gather(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: T
         raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
     # half precision cannot tell voxels apart beyond 2048
     coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
-    read = _nearest if mode == "nearest" else _linear
-    return torch.cat([read(level, coords, stride) for level, stride in zip(levels, strides, strict=True)], -1)
+    pairs = zip(levels, strides, strict=True)
+    if mode == "nearest":
+        return torch.cat([_nearest(level, coords, stride) for level, stride in pairs], -1)
+    return torch.cat([_linear(level, coords, stride, outside == "zeros") for level, stride in pairs], -1)
 
 
 def _take(level: Tensor, index: Tensor) -> Tensor:
@@ -60,10 +72,13 @@ def _nearest(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
     return _take(level, index.clamp_min(0).minimum(_last_voxel(level)))
 
 
-def _linear(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
+def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], zeros: bool) -> Tensor:
     last = _last_voxel(level)
     position = (coords + 0.5) / coords.new_tensor(stride) - 0.5
-    position = position.clamp_min(0).minimum(last.to(position.dtype))
+    if zeros:  # within reach, so that a voxel's number stays one; there every corner is outside
+        position = position.clamp_min(-1).minimum(last.to(position.dtype) + 1)
+    else:
+        position = position.clamp_min(0).minimum(last.to(position.dtype))
     low = position.floor().long()
     weight_high = position - low  # (B, N, D)
     total = None
@@ -71,7 +86,11 @@ def _linear(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
     for corner in itertools.product((0, 1), repeat=coords.shape[-1]):
         high = torch.tensor(corner, device=coords.device, dtype=torch.bool)
         weight = torch.where(high, weight_high, 1 - weight_high).prod(-1, keepdim=True)
-        part = weight * _take(level, torch.minimum(low + high.long(), last))
+        voxel = low + high.long()
+        inside = torch.minimum(voxel, last).clamp_min(0)
+        if zeros:
+            weight = weight * (voxel == inside).all(-1, keepdim=True)
+        part = weight * _take(level, inside)
         total = part if total is None else total + part
     assert total is not None
     return total.to(level.dtype)

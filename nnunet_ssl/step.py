@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunet_ssl import losses
 from nnunet_ssl.collectives import world_size
 from nnunet_ssl.losses.vicreg import vicreg_terms
-from nnunet_ssl.objectives.vox2vec import Recipe
+from nnunet_ssl.recipes import BaseRecipe
 from nnunet_ssl.views import ViewPair
 
 Terms = dict[str, Tensor]
@@ -46,7 +46,7 @@ def embed(network: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], pair: V
     return Embeddings(*(x.float() for x in out))
 
 
-def _info_nce(recipe: Recipe) -> Criterion:
+def _info_nce(recipe: BaseRecipe) -> Criterion:
     def loss(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Terms]:
         if recipe.gather == "all":
             z_a, z_b = gather_with_gradient(z_a), gather_with_gradient(z_b)
@@ -56,7 +56,7 @@ def _info_nce(recipe: Recipe) -> Criterion:
     return loss
 
 
-def _vicreg(recipe: Recipe) -> Criterion:
+def _vicreg(recipe: BaseRecipe) -> Criterion:
     weights = {"similarity": recipe.vicreg_sim, "variance": recipe.vicreg_var, "covariance": recipe.vicreg_cov}
 
     def loss(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Terms]:
@@ -67,7 +67,7 @@ def _vicreg(recipe: Recipe) -> Criterion:
     return loss
 
 
-def _barlow_twins(recipe: Recipe) -> Criterion:
+def _barlow_twins(recipe: BaseRecipe) -> Criterion:
     def loss(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Terms]:
         value = losses.barlow_twins(z_a, z_b, lambda_off=recipe.lambda_off)
         return value, {"barlow_twins": value.detach()}
@@ -75,14 +75,14 @@ def _barlow_twins(recipe: Recipe) -> Criterion:
     return loss
 
 
-CRITERIA: dict[str, Callable[[Recipe], Criterion]] = {
+CRITERIA: dict[str, Callable[[BaseRecipe], Criterion]] = {
     "info_nce": _info_nce,
     "vicreg": _vicreg,
     "barlow_twins": _barlow_twins,
 }
 
 
-def criterion(recipe: Recipe) -> Criterion:
+def criterion(recipe: BaseRecipe) -> Criterion:
     """(z_a, z_b) (M, d) float -> (loss, its unweighted terms, detached), for the loss that the recipe names.
 
     Raises ValueError for an unknown loss.
@@ -93,7 +93,7 @@ def criterion(recipe: Recipe) -> Criterion:
 
 
 def step(
-    network: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], pair: ViewPair, recipe: Recipe
+    network: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], pair: ViewPair, recipe: BaseRecipe
 ) -> tuple[Tensor, Terms, Embeddings]:
     """Loss of a batch (float32, scalar), its terms, and the embeddings of this process for watching.
 

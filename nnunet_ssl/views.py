@@ -9,15 +9,14 @@ they reach out of the volume. A worker makes samples and collates them:
     def read_mask(start, size): ...                         # -> bool (*size); asked inside the volume only
     def read_image(start, size): ...                        # -> (C, *size); asked inside the volume only
     drawn = draw_pair(rng, shape, patch, spacing_mm, recipe, None, read_mask)     # ValueError: no foreground voxel
-    a = read_box(read_image, shape, drawn.start_a, box)     # (C, *box) float32
-    b = read_box(read_image, shape, drawn.start_b, box)
-    batch = collate([(drawn, a, b), ...])                   # PairBatch of CPU tensors
+    sample = read_pair(drawn, shape, box, read_image, read_mask)            # reads two boxes (C, *box) float32
+    batch = collate([sample, ...])                          # PairBatch of CPU tensors
 
 and the training process finishes them:
 
     units = [ChannelUnits("hu", mean, std)]                 # nnunet_ssl.intensity
     enhance = lambda views: augment(views, units, recipe, generator)              # a torch.Generator of the device
-    pair = assemble(batch.to(device, non_blocking=True), patch, recipe, enhance)  # ViewPair
+    pair = assemble(batch.to(device, non_blocking=True), patch, recipe, enhance, generator)  # ViewPair
     loss, terms, embeddings = step(network, pair, recipe)   # nnunet_ssl.step
 
 2D is the same with slices: shape, patch and spacing have two numbers. With ``recipe.spatial == "none"`` a box *is* the
@@ -29,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -37,20 +36,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_ssl import geometry
-from nnunet_ssl.anchors import draw_anchor
+from nnunet_ssl.anchors import Reader, draw_anchor
 from nnunet_ssl.drawing import PairGeometry, box_size, draw_pair, draw_shared, draw_starts, read_box
-from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.warp import mirror, warp
+
+if TYPE_CHECKING:
+    from nnunet_ssl.objectives.vox2vec import Recipe
 
 __all__ = [
     "PairBatch", "PairGeometry", "Sample", "ViewPair", "assemble", "box_size", "collate", "draw_anchor", "draw_pair",
-    "draw_shared", "draw_starts", "mirror", "read_box", "render", "warp",
+    "draw_shared", "draw_starts", "mirror", "read_box", "read_pair", "render", "warp",
 ]
 
-T = TypeVar("T", bound="_OnDevice")
+T = TypeVar("T", bound="OnDevice")
 
 
-class _OnDevice:
+class OnDevice:
     """Moves all tensors of a dataclass at once."""
 
     def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
@@ -66,7 +67,7 @@ class _OnDevice:
 
 
 @dataclass
-class ViewPair(_OnDevice):
+class ViewPair(OnDevice):
     """Two views of each of B volumes, and N places that they share (D = 2 or 3 spatial axes)."""
 
     a: Tensor  # (B, C, *S) float, in the plan's normalised units
@@ -81,7 +82,7 @@ class ViewPair(_OnDevice):
 
 
 @dataclass
-class PairBatch(_OnDevice):
+class PairBatch(OnDevice):
     """What travels from the workers to the training device."""
 
     box_a: Tensor  # (B, C, *box) float32
@@ -94,6 +95,14 @@ class PairBatch(_OnDevice):
 
 
 Sample = tuple[PairGeometry, NDArray[np.float32], NDArray[np.float32]]
+
+
+def read_pair(
+    drawn: PairGeometry, shape: Sequence[int], size: Sequence[int], read_image: Reader, read_mask: Reader
+) -> Sample:
+    """What was drawn, with the two boxes of `size` that the views are made from. The mask is not needed any more."""
+    a, b = (read_box(read_image, shape, start, size) for start in (drawn.start_a, drawn.start_b))
+    return drawn, a, b
 
 
 def collate(samples: Sequence[Sample]) -> PairBatch:
@@ -123,10 +132,14 @@ def render(box: Tensor, to_box: Tensor, patch: Sequence[int], recipe: Recipe) ->
 
 
 def assemble(
-    batch: PairBatch, patch: Sequence[int], recipe: Recipe, enhance: Callable[[Tensor], Tensor] | None = None
+    batch: PairBatch,
+    patch: Sequence[int],
+    recipe: Recipe,
+    enhance: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
 ) -> ViewPair:
     """Make the views on the batch's device: warp or mirror the boxes, then change their intensities by `enhance`
-    (each call draws anew)."""
+    (each call draws anew). Nothing else is random here: the generator is not used."""
     a = render(batch.box_a, batch.map_a, patch, recipe)
     b = render(batch.box_b, batch.map_b, patch, recipe)
     if enhance is not None:

@@ -39,11 +39,26 @@ def warp(volume: Tensor, matrices: Tensor, shape: Sequence[int], mode: str = "li
     mode: linear or nearest. Outside the volume is zero, reached linearly within one voxel of its border.
     Raises ValueError for another mode.
     """
+    return read(volume, positions(matrices.to(volume.dtype), shape), mode)
+
+
+def move(matrices: Tensor, points: Tensor, shift: bool = True) -> Tensor:
+    """Map points (B, ..., D) by matrices (B, D+1, D+1), without their translation where `shift` is false.
+
+    In sums, for the reason that ``positions`` has.
+    """
+    ndim = points.shape[-1]
+    wide = matrices.view(len(matrices), *[1] * (points.ndim - 2), ndim + 1, ndim + 1)
+    out = (wide[..., :ndim, :ndim] * points.unsqueeze(-2)).sum(-1)
+    return out + wide[..., :ndim, ndim] if shift else out
+
+
+def read(volume: Tensor, places: Tensor, mode: str = "linear") -> Tensor:
+    """Read volumes (B, C, *S) at places (B, *shape, D), in their voxels -> (B, C, *shape); see ``warp``."""
     if mode not in ("linear", "nearest"):
         raise ValueError(f"mode is {mode!r}; expected 'linear' or 'nearest'")
-    ndim = len(shape)
+    ndim = places.shape[-1]
     size = torch.tensor(volume.shape[2:], dtype=volume.dtype)
-    places = positions(matrices.to(volume.dtype), shape)
     places = (places * (2.0 / size).to(volume.device)) + (1.0 / size - 1.0).to(volume.device)  # -1, 1: outer faces
     grid = places[..., list(reversed(range(ndim)))]  # grid_sample wants x first
     return F.grid_sample(

@@ -76,7 +76,7 @@ def test_shared_points_are_the_same_voxels(tmp_path: Path, shape: tuple[int, int
     mask = coordinate_case(tmp_path, shape)
     dataset = pairs(tmp_path, ["coordinates"], patch)
     for iteration in range(3):
-        batch, cases = dataset[iteration]
+        batch, cases, _ = dataset[iteration]
         view = assemble(batch, patch, RECIPE)
         assert cases == ["coordinates"] * 4 and view.a.shape == (4, 3, *patch)
         for i in range(4):
@@ -92,7 +92,7 @@ def test_shared_points_are_the_same_voxels(tmp_path: Path, shape: tuple[int, int
 def test_affine_views_share_points(tmp_path: Path) -> None:
     coordinate_case(tmp_path, (24, 28, 28))
     recipe = Recipe(pairs_per_batch=2, voxels_per_pair=64, spatial="affine", rotation_deg=20.0, reading="linear")
-    batch, _ = pairs(tmp_path, ["coordinates"], (12, 12, 12), recipe)[0]
+    batch, _, _ = pairs(tmp_path, ["coordinates"], (12, 12, 12), recipe)[0]
     view = assemble(batch, (12, 12, 12), recipe)
     from nnunet_ssl.pyramid import gather
 
@@ -126,10 +126,10 @@ def test_random_numbers_depend_on_the_iteration_alone(tiny: SimpleNamespace) -> 
 
 
 def test_processes_share_a_batch(tiny: SimpleNamespace) -> None:
-    whole, cases = pairs(tiny.preprocessed_cases, tiny.cases)[5]
+    whole, cases, _ = pairs(tiny.preprocessed_cases, tiny.cases)[5]
     parts = [pairs(tiny.preprocessed_cases, tiny.cases, pairs=share_of_pairs(4, rank, 3))[5] for rank in range(3)]
-    assert torch.equal(torch.cat([part.box_a for part, _ in parts]), whole.box_a)
-    assert [name for _, names in parts for name in names] == cases
+    assert torch.equal(torch.cat([part.box_a for part, _, _ in parts]), whole.box_a)
+    assert [name for _, names, _ in parts for name in names] == cases
     with pytest.raises(UserError, match="at least one pair"):
         share_of_pairs(2, 0, 3)
 
@@ -155,7 +155,7 @@ def test_masks_from_images_read_no_labels(tmp_path: Path) -> None:
     for label in folder.glob("*_seg.b2nd"):
         label.unlink()  # a label that is not there cannot be read
     masks = ForegroundMasks(is_ct=(True,), mean=(0.0,), std=(400.0,), spacing=(1.0, 1.0, 1.0))
-    batch, _ = pairs(folder, tiny.cases, mask_maker=masks)[0]
+    batch, _, _ = pairs(folder, tiny.cases, mask_maker=masks)[0]
     assert batch.valid.any()
     made = list(folder.glob("*_ssl_foreground.npy"))
     assert made and all(0.1 < np.load(path).mean() < 0.95 for path in made)
@@ -168,7 +168,7 @@ def test_bad_files(tmp_path: Path) -> None:
     save_case(tmp_path, "cut", data, body)
     whole = (tmp_path / "cut.b2nd").read_bytes()
     (tmp_path / "cut.b2nd").write_bytes(whole[: len(whole) // 2])
-    expected = {"nan": "NaN", "cut": "damaged or truncated", "gone": "missing", "empty": "No foreground"}
+    expected = {"nan": "NaN", "cut": "damaged or truncated", "gone": "missing", "empty": "No two foreground voxels"}
     for case, words in expected.items():
         error = pairs(tmp_path, [case])[0]
         assert isinstance(error, UserError) and words in str(error) and case in str(error)

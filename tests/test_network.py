@@ -9,14 +9,8 @@ import torch
 from torch import nn
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.network import (
-    PretrainNetwork,
-    VoxelProjector,
-    build_backbone,
-    pyramid_channels,
-    pyramid_levels,
-    pyramid_strides,
-)
+from nnunet_ssl.nnunet.network import PretrainNetwork, VoxelProjector, build_backbone
+from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_levels, pyramid_strides
 from nnunet_ssl.objectives.vox2vec import Recipe
 from tests.tiny_dataset import _architecture
 
@@ -36,6 +30,7 @@ def backbone(kind: str, ndim: int, strides: list | None = None, norm: str = "ins
         network_arch_class_name=architecture["network_class_name"],
         network_arch_init_kwargs=architecture["arch_kwargs"],
         network_arch_init_kwargs_req_import=architecture["_kw_requires_import"],
+        configuration={},
     )
     return build_backbone(manager, channels, 3, True)
 

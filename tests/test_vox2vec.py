@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from nnunet_ssl.objectives.vox2vec import RULES, Recipe
+from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.probe import ProbeSettings
 
 
@@ -30,7 +30,7 @@ def test_it_travels_through_json():
 
 
 def test_every_field_has_a_rule():
-    assert {field.name for field in dataclasses.fields(Recipe)} == set(RULES)
+    assert {field.name for field in dataclasses.fields(Recipe)} == set(Recipe.RULES)
 
 
 def test_recipes_do_not_share_their_lists():

@@ -31,8 +31,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("-d", "--dataset", required=True, help="number or name of the dataset with the images")
-    parser.add_argument("--preset", default="vox2vec", help="vox2vec (default), nnunet, portable or tiny")
-    parser.add_argument("--like", metavar="ID", help="instead of a preset: the plan of this labelled dataset")
+    parser.add_argument(
+        "--preset", default="vox2vec", help="vox2vec (default), pix2rep, pix2rep_v2, nnunet, portable, tiny"
+    )
+    parser.add_argument(
+        "--like",
+        metavar="ID",
+        help="network and data of this labelled dataset's plan; the preset then only says how to pretrain",
+    )
     parser.add_argument("--like-plans", default="nnUNetPlans", metavar="NAME", help="its plan (default nnUNetPlans)")
     parser.add_argument("--planner", help="nnU-Net's planner: ExperimentPlanner, nnUNetPlannerResEncM, ...L or ...XL")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="what a training step may take (default: any)")

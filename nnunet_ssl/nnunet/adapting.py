@@ -75,7 +75,8 @@ def make_adapted(request: AdaptRequest) -> Planned:
         plans = older
     else:
         plans, notes = _base(dataset, source, name, request)
-        block = {"pretrained": _pretrained_block(pretrained, source), "mirror_axes": source.recipe.get("mirror_axes")}
+        block = {"pretrained": _pretrained_block(pretrained, source)}
+        block |= {key: source.recipe.get(key) for key in ("mirror_axes", "representation_channels")}
         _put_block(plans, source.root, block, {} if request.config else changes, dataset)
     configuration = source.root
     if request.config:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import remove_leftovers, replacing
-from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
+from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.recipe import to_block
 
 FORMAT = 1

@@ -29,6 +29,7 @@ def apply_changes(
     """
     if cls is None and isinstance(configuration.get("ssl"), Mapping):
         configuration = {**configuration, "ssl": complete(configuration["ssl"])}
+    configuration = _of_objective(configuration, changes)
     check_keys(changes, configuration, where)
     axes = len(configuration["patch_size"])
     fitting = {
@@ -48,6 +49,19 @@ def apply_changes(
         changed["batch_size"] = pairs
     changed["ssl"]["pairs_per_batch"] = changed["batch_size"]
     return changed
+
+
+def _of_objective(configuration: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration whose ``ssl`` block is that of the objective that the changes ask for: all defaults where it is
+    another one, whose settings mean nothing to it.
+    """
+    block, changed = configuration.get("ssl"), changes.get("ssl")
+    if not isinstance(block, Mapping) or not isinstance(changed, Mapping) or "objective" not in block:
+        return configuration
+    objective = changed.get("objective", block["objective"])
+    return configuration if objective == block["objective"] else {
+        **configuration, "ssl": complete({"objective": objective})
+    }  # fmt: skip
 
 
 def checked_spacing(spacing: Any) -> list[float]:
@@ -144,10 +158,10 @@ def fit_memory(
     before = (configuration["batch_size"], list(configuration["patch_size"]))
     recipe = parse(configuration["ssl"], recipe_class(configuration["ssl"]))
     may_batch = "batch_size" not in fixed and "pairs_per_batch" not in fixed.get("ssl", {})
-    cost = memory.measure(configuration["architecture"], channels, configuration["patch_size"])
+    cost = memory.measure(configuration["architecture"], channels, configuration["patch_size"], recipe.widened)
     while True:
         patch, pairs = configuration["patch_size"], configuration["batch_size"]
-        needed = memory.step_gib(cost, pairs, recipe, half=True)
+        needed = memory.step_gib(cost, pairs, patch, recipe, half=True)
         if needed <= gpu_memory_gb:
             break
         axes = [] if "patch_size" in fixed else [i for i in range(len(patch)) if _can_shrink(patch, stride, i)]
@@ -156,7 +170,7 @@ def fit_memory(
         elif axes:
             axis = max(axes, key=lambda i: patch[i] / median[i])
             patch[axis] -= stride[axis]
-            cost = memory.measure(configuration["architecture"], channels, patch)
+            cost = memory.measure(configuration["architecture"], channels, patch, recipe.widened)
         else:
             raise UserError(
                 f"{name} needs about {needed:.1f} GiB with {pairs} pairs of {patch}, asked for were {gpu_memory_gb:g}. "

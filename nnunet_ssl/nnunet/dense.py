@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.nnunet.network import pyramid_levels
+from nnunet_ssl.nnunet.pyramid_of import pyramid_levels
 from nnunet_ssl.nnunet.windows import LevelsOf, Window, lift, read_window, windows
 from nnunet_ssl.pyramid import gather, upsample_nearest
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.dense import dense_features, levels_reader, pick_levels
 from nnunet_ssl.nnunet.files import replacing, write_json
-from nnunet_ssl.nnunet.network import build_backbone, pyramid_channels, pyramid_strides
+from nnunet_ssl.nnunet.network import build_backbone
 from nnunet_ssl.nnunet.pca import fit_components
+from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.weights import Pretrained, read_checkpoint, transfer
 
 PCA_VOXELS = 50_000  # drawn to fit the components

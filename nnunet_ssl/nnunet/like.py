@@ -9,17 +9,19 @@ from typing import Any
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import RawDataset, dataset_name, environment_folder, load_json
 from nnunet_ssl.nnunet.planners import full_shape, resolved, stock_plan
+from nnunet_ssl.nnunet.presets import preset_block
 from nnunet_ssl.nnunet.settings import DATA_KEYS
 
 COPIED_KEYS = ("patch_size", "batch_size", "architecture", *DATA_KEYS)
 
 
 def like_plan(
-    dataset: RawDataset, plans_name: str, like: int | str, like_plans: str
+    dataset: RawDataset, plans_name: str, like: int | str, like_plans: str, preset: str = "vox2vec"
 ) -> tuple[dict[str, Any], list[str]]:
     """The plan of dataset ``like`` for the images of ``dataset``, and notes.
 
-    Architecture, patch, spacing, normalisation and transpose are copied. UserError where there is no such plan.
+    Architecture, patch, spacing, normalisation and transpose are copied; `preset` says how to pretrain. UserError where
+    there is no such plan.
     """
     target = dataset_name(like)
     folder = environment_folder("nnUNet_preprocessed") / target
@@ -45,7 +47,7 @@ def like_plan(
         copied |= {"data_identifier": f"{plans_name}_{name}", "batch_dice": content.get("batch_dice", False)}
         copied |= normalisation(planned, content, dataset, source_json)
         copied["median_image_size_in_voxels"] = full_shape(plans, copied, dataset)
-        copied["ssl"] = {"objective": "vox2vec"}
+        copied["ssl"] = preset_block(preset, name)
         configurations[name] = copied
     plans["configurations"] = configurations
     return plans, notes

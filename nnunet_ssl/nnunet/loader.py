@@ -18,20 +18,23 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from nnunet_ssl.anchors import draw_anchor
-from nnunet_ssl.drawing import draw_pair
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.b2nd import B2ndVolume, MaskMaker
-from nnunet_ssl.views import PairBatch, Sample, box_size, collate, read_box
+from nnunet_ssl.objectives import objective_of
 
 TRAINING, VALIDATION, VOLUMES = 0, 1, 2  # streams of random numbers
 OPEN_VOLUMES = 128  # handles that a worker keeps
 TRIES = 16  # volumes without foreground that are passed over before giving up
 HELD_BACK_SEED = 12345  # nnU-Net's seed for splits
+Batch = tuple[Any, list[str], int]
 
 
 @dataclass
 class PairDataset(Dataset):
-    """Item ``i`` is the batch of global iteration ``i``: (PairBatch, cases of its pairs), or the UserError it met."""
+    """Item ``i`` is the batch of global iteration ``i``, or the UserError it met.
+
+    A batch: what the objective collates, the cases of its pairs, and how many views were drawn again.
+    """
 
     folder: str
     cases: Sequence[str]
@@ -44,16 +47,17 @@ class PairDataset(Dataset):
     _volumes: dict[str, B2ndVolume] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._box = box_size(self.patch, self.spacing, self.recipe)
+        self._box = objective_of(self.recipe).box_size(self.patch, self.spacing, self.recipe)
 
-    def __getitem__(self, iteration: int) -> tuple[PairBatch, list[str]] | UserError:
+    def __getitem__(self, iteration: int) -> Batch | UserError:
         try:
             drawn = [self._pair(iteration, g) for g in self.pairs]
         except UserError as error:
             return error  # as a value: raised in a worker it would arrive wrapped in that worker's traceback
-        return collate([sample for sample, _ in drawn]), [case for _, case in drawn]
+        samples, cases, redrawn = zip(*drawn, strict=True)
+        return objective_of(self.recipe).collate(samples), list(cases), sum(redrawn)
 
-    def _pair(self, iteration: int, g: int) -> tuple[Sample, str]:
+    def _pair(self, iteration: int, g: int) -> tuple[Any, str, int]:
         """Pair ``g`` and its volume, one of the iteration's; one without foreground is replaced."""
         order = self._generator(VOLUMES, iteration, self.stream)
         volumes = min(self.recipe.volumes_per_batch, len(self.cases))
@@ -61,17 +65,18 @@ class PairDataset(Dataset):
         candidates = [chosen[g % volumes], *chosen[volumes:]]
         for index in candidates:
             volume = self._volume(self.cases[index])
-            sample = self._draw(self._generator(self.stream, iteration, g), volume)
-            if sample is not None:
-                return sample, volume.case
+            found = self._draw(self._generator(self.stream, iteration, g), volume)
+            if found is not None:
+                return found[0], volume.case, found[1]
         raise UserError(
-            f"No foreground voxel in {', '.join(self.cases[i] for i in candidates[:4])} ({len(candidates)} volumes "
-            "tried). Check the masks (labelsTr of the raw dataset) and import the images again."
+            f"No two foreground voxels that two views share in {', '.join(self.cases[i] for i in candidates[:4])} "
+            f"({len(candidates)} volumes tried). Check the masks (labelsTr of the raw dataset), import again."
         )
 
-    def _draw(self, rng: np.random.Generator, volume: B2ndVolume) -> Sample | None:
-        """One pair of views of ``volume``; None where it has no foreground."""
-        for _ in range(TRIES):  # a point alone has no negatives: draw views that share at least two
+    def _draw(self, rng: np.random.Generator, volume: B2ndVolume) -> tuple[Any, int] | None:
+        """One pair of views of ``volume``, and how often one was drawn in vain; None where there is none to be had."""
+        objective = objective_of(self.recipe)
+        for tries in range(TRIES):  # a point alone has no negatives: draw views that share at least two
             try:
                 anchor = draw_anchor(rng, volume.shape, volume.mask, lambda: volume.mask_counts)
             except ValueError:
@@ -80,14 +85,12 @@ class PairDataset(Dataset):
             if len(self.patch) == 2:
                 read_image, read_mask = _slice(volume, int(anchor[0]))
                 shape, anchor = shape[1:], anchor[1:]
-            geometry = draw_pair(
+            drawn = objective.draw_pair(
                 rng, shape, self.patch, self.spacing, self.recipe, lambda _, here=anchor: here, read_mask
             )
-            if geometry.valid.sum() >= 2:
-                break
-        starts = (geometry.start_a, geometry.start_b)
-        a, b = (read_box(read_image, shape, start, self._box) for start in starts)
-        return geometry, a, b
+            if drawn.points >= 2:
+                return objective.read_pair(drawn, shape, self._box, read_image, read_mask), tries
+        return None
 
     def _volume(self, case: str) -> B2ndVolume:
         if case not in self._volumes:
@@ -145,7 +148,7 @@ class PairLoader:
     def __iter__(self) -> PairLoader:
         return self
 
-    def __next__(self) -> tuple[PairBatch, list[str]]:
+    def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = iter(self._loader)
         item = next(self._iterator)

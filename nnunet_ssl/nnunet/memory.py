@@ -57,11 +57,20 @@ def build(architecture: Mapping[str, Any], channels: int, classes: int = 2) -> n
         raise UserError(f"The plan's network {name} cannot be built: {str(error).strip()[:300]}") from error
 
 
-def measure(architecture: Mapping[str, Any], channels: int, patch: Sequence[int]) -> NetworkCost:
-    """Count parameters and saved activations of a training forward pass on one patch."""
-    from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_levels
+def measure(
+    architecture: Mapping[str, Any], channels: int, patch: Sequence[int], widened: int | None = None
+) -> NetworkCost:
+    """Count parameters and saved activations of a training forward pass on one patch.
+
+    widened: channels that the finest level is given (``ssl.representation_channels``).
+    """
+    from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_levels
+    from nnunet_ssl.nnunet.widening import WidenedNetwork
 
     network = build(architecture, channels).train()
+    if widened is not None:
+        with torch.device("meta"):
+            network = WidenedNetwork(network, widened)
     own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}  # by storage, held so that no address is used twice
 
@@ -102,24 +111,25 @@ def projector_parameters(cost: NetworkCost, recipe: Any) -> int:
     """Parameters of the level widths and the projector that a recipe asks for."""
     width, hidden = _widths(cost, recipe)
     linear = sum(a * b + b for a, b in pairwise([width, *hidden, recipe.embedding_width]))
-    levels = 0 if recipe.level_width == "native" else (sum(cost.channels) + len(cost.channels)) * recipe.level_width
+    read = cost.channels[: recipe.read_levels(len(cost.channels))]
+    levels = 0 if recipe.level_width == "native" else (sum(read) + len(read)) * recipe.level_width
     return linear + 2 * sum(hidden) + levels
 
 
 def _widths(cost: NetworkCost, recipe: Any) -> tuple[int, list[int]]:
-    native = recipe.level_width == "native"
-    width = sum(cost.channels) if native else len(cost.channels) * int(recipe.level_width)
+    channels = cost.channels[: recipe.read_levels(len(cost.channels))]
+    width = sum(channels) if recipe.level_width == "native" else len(channels) * int(recipe.level_width)
     return width, list(recipe.hidden_widths(width))
 
 
-def step_gib(cost: NetworkCost, pairs: int, recipe: Any, half: bool) -> float:
-    """Expected memory in GiB of a training step on ``pairs`` pairs, i.e. twice as many patches.
+def step_gib(cost: NetworkCost, pairs: int, patch: Sequence[int], recipe: Any, half: bool) -> float:
+    """Expected memory in GiB of a training step on ``pairs`` pairs of views of ``patch`` voxels.
 
     ``half``: activations of the backbone in 16 bits (AMP on a GPU), else fp32 (CPU). InfoNCE needs O(N d)
     (``nnunet_ssl.losses.info_nce``), the others O(N d + d^2).
     """
     width, hidden = _widths(cost, recipe)
-    vectors = 2 * pairs * recipe.voxels_per_pair
+    vectors = 2 * pairs * recipe.points(patch)
     heads = 4.0 * vectors * (2 * width + 3 * sum(hidden) + 6 * recipe.embedding_width)
     if recipe.loss != "info_nce":
         heads += 4.0 * 6 * recipe.embedding_width**2  # covariances of both views, their squares and gradients

@@ -1,4 +1,4 @@
-"""The pyramid of an nnU-Net network, and the network that pretrains it.
+"""The network that a plan names, and the network that pretrains it.
 
 Letters: B pairs, C channels, *S spatial size of a view, N points a pair, D spatial dimensions, M valid points of the
 batch, L levels. Levels run finest first; the bottleneck is the last.
@@ -7,7 +7,6 @@ batch, L levels. Levels run finest first; the bottleneck is the last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,16 +14,26 @@ from torch import Tensor, nn
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.heads import Projector
+from nnunet_ssl.nnunet.pyramid_of import has_batch_norm, pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.recipe import ssl_block
+from nnunet_ssl.nnunet.widening import WidenedNetwork
 from nnunet_ssl.pyramid import LevelWidths, gather
 
 
 def build_backbone(
-    configuration_manager: Any, num_input_channels: int, num_output_channels: int, enable_deep_supervision: bool = True
+    configuration_manager: Any,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+    stock: bool = False,
 ) -> nn.Module:
-    """The network that the plan's configuration names, exactly as the stock trainer builds it."""
+    """The network that the plan's configuration names, as the stock trainer builds it.
+
+    Its finest level is widened where the ``ssl`` block has ``representation_channels``, but not for `stock`.
+    """
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    return get_network_from_plans(
+    network: nn.Module = get_network_from_plans(
         configuration_manager.network_arch_class_name,
         configuration_manager.network_arch_init_kwargs,
         configuration_manager.network_arch_init_kwargs_req_import,
@@ -33,59 +42,8 @@ def build_backbone(
         allow_init=True,
         deep_supervision=enable_deep_supervision,
     )
-
-
-def pyramid_levels(network: nn.Module, x: Tensor) -> list[Tensor]:
-    """Feature maps of every decoder level, finest first, and the bottleneck: list of (B, C_l, *S_l) for x (B, C, *S).
-
-    A network with its own ``levels`` (FPN3dUNet, PretrainNetwork) is asked; for a U-Net of nnU-Net the decoder's loop
-    is run here, which needs no hooks (those are silently dropped by compiled graphs).
-    """
-    if callable(getattr(network, "levels", None)):
-        return list(network.levels(x))
-    require_pyramid(network)
-    skips = network.encoder(x)
-    level = skips[-1]
-    levels = [level]
-    for s, (upsample, stage) in enumerate(zip(network.decoder.transpconvs, network.decoder.stages, strict=True)):
-        level = stage(torch.cat((upsample(level), skips[-(s + 2)]), 1))
-        levels.append(level)
-    return levels[::-1]
-
-
-def pyramid_strides(network: nn.Module) -> list[tuple[int, ...]]:
-    """Cumulative strides of the levels, finest first: one tuple of D ints a level."""
-    if isinstance(getattr(network, "strides", None), list | tuple):
-        return [tuple(int(s) for s in stride) for stride in network.strides]
-    require_pyramid(network)
-    dimensions = 3 if network.encoder.conv_op is nn.Conv3d else 2
-    steps = [(s,) * dimensions if isinstance(s, int) else tuple(s) for s in network.encoder.strides]
-    return list(accumulate(steps, lambda a, b: tuple(int(i) * int(j) for i, j in zip(a, b, strict=True))))
-
-
-def pyramid_channels(network: nn.Module) -> list[int]:
-    """Channels of the levels, finest first."""
-    if isinstance(getattr(network, "channels", None), list | tuple):
-        return [int(c) for c in network.channels]
-    require_pyramid(network)
-    return [int(c) for c in network.encoder.output_channels]
-
-
-def require_pyramid(network: nn.Module) -> None:
-    """Raise UserError for a network whose levels cannot be read."""
-    decoder, encoder = getattr(network, "decoder", None), getattr(network, "encoder", None)
-    parts = [getattr(encoder, "strides", None), getattr(encoder, "output_channels", None)]
-    parts += [getattr(decoder, "stages", None), getattr(decoder, "transpconvs", None)]
-    if any(part is None for part in parts):
-        raise UserError(
-            f"The plan's network {type(network).__name__} has no pyramid that can be read; expected PlainConvUNet, "
-            "ResidualEncoderUNet, or a class with levels(x), strides and channels such as FPN3dUNet."
-        )
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether batch statistics pass between the samples of a batch."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    width = None if stock else ssl_block(configuration_manager).get("representation_channels")
+    return network if width is None else WidenedNetwork(network, width)
 
 
 class VoxelProjector(nn.Module):
@@ -122,8 +80,12 @@ class PretrainNetwork(nn.Module):
         self.strides = pyramid_strides(backbone)
         self.encoder = backbone.encoder
         self.decoder = backbone.decoder
-        self.projector = VoxelProjector(self.channels, recipe)
-        self.reading = recipe.level_reading
+        if isinstance(backbone, WidenedNetwork):
+            self.representation = backbone.representation
+        self.read_levels = recipe.read_levels(len(self.channels))
+        self.read_channels = self.channels[: self.read_levels]  # of a voxel vector, level by level
+        self.projector = VoxelProjector(self.read_channels, recipe)
+        self.reading, self.outside = recipe.level_reading, recipe.outside
         # In a tuple, so that it is no second owner of the modules: the keys of the state dict stay the stock ones.
         self._backbone = (backbone,)
         # Statistics of batch normalisation belong to one view (published code: two forward passes).
@@ -136,7 +98,8 @@ class PretrainNetwork(nn.Module):
 
     def vectors(self, levels: Sequence[Tensor], coords: Tensor, valid: Tensor) -> Tensor:
         """Voxel vectors of the valid points: (M, sum C_l), for coords (B, N, D) and valid (B, N)."""
-        return gather(list(levels), self.strides, coords, self.reading)[valid]  # (B, N, sum C) -> (M, sum C)
+        chosen, strides = list(levels)[: self.read_levels], self.strides[: self.read_levels]
+        return gather(chosen, strides, coords, self.reading, self.outside)[valid]  # (B, N, sum C) -> (M, sum C)
 
     def forward(
         self,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.nnunet.dense import dense_map, levels_reader
 from nnunet_ssl.nnunet.linear_fit import collect_voxels, fit_linear, to_head
-from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.probe_data import open_folder, preprocessed, split
+from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_strides
 from nnunet_ssl.probe import ProbeSettings
 
 

@@ -45,10 +45,14 @@ class PlanRequest:
 
     @property
     def plans_name(self) -> str:
-        """The name given, or ``nnssl_<preset>Plans``, with --like ``nnssl_like<ID>Plans``."""
+        """The name given, or ``nnssl_<preset>Plans``; with --like ``nnssl_like<ID>Plans``, where it goes with a preset
+        other than vox2vec ``nnssl_<preset>_like<ID>Plans``.
+        """
         if self.name:
             return check_plans_name(self.name)
-        return f"nnssl_{self.preset}Plans" if self.like is None else f"nnssl_like{_short(self.like)}Plans"
+        if self.like is None:
+            return f"nnssl_{self.preset}Plans"
+        return f"nnssl_{'' if self.preset == 'vox2vec' else self.preset + '_'}like{_short(self.like)}Plans"
 
 
 @dataclass
@@ -93,7 +97,7 @@ def make_plan(request: PlanRequest) -> Planned:
     notes += share_data(dataset, plans)
     if request.like is None and not request.config:
         notes.insert(0, f"preset {request.preset}: {load_preset(request.preset)['description']}")
-    mark = {"command": "plan", "preset": None if request.like is not None else request.preset}
+    mark: dict[str, Any] = {"command": "plan", "preset": request.preset}
     if request.like is not None:
         mark["like"] = {"dataset": dataset_name(request.like), "plans": request.like_plans}
     path = write_plans(dataset, plans, older, **({} if request.config and older is not None else mark))
@@ -118,7 +122,7 @@ def _base_plan(
 ) -> tuple[dict[str, Any], list[str]]:
     """A plan whose configurations all carry a complete ``ssl`` block."""
     if request.like is not None:
-        plans, notes = like_plan(dataset, request.plans_name, request.like, request.like_plans)
+        plans, notes = like_plan(dataset, request.plans_name, request.like, request.like_plans, request.preset)
     else:
         preset = load_preset(request.preset)
         planner = request.planner or preset["planner"]
@@ -148,20 +152,20 @@ def describe(planned: Planned, name: str) -> list[str]:
     configuration = resolved(planned.plans, name)
     recipe = parse(configuration["ssl"], recipe_class(configuration["ssl"]))
     patch, spacing = configuration["patch_size"], configuration["spacing"]
-    cost = memory.measure(configuration["architecture"], len(planned.dataset.channels), patch)
+    cost = memory.measure(configuration["architecture"], len(planned.dataset.channels), patch, recipe.widened)
     pairs = configuration["batch_size"]
     size = " x ".join(str(p) for p in patch)
     extent = " x ".join(f"{p * s:.0f}" for p, s in zip(patch, spacing, strict=True))
     steps = " x ".join(f"{s:.3g}" for s in spacing)
     head = memory.projector_parameters(cost, recipe)
-    gpu, cpu = (memory.step_gib(cost, pairs, recipe, half) for half in (True, False))
+    gpu, cpu = (memory.step_gib(cost, pairs, patch, recipe, half) for half in (True, False))
     network = configuration["architecture"]["network_class_name"].rsplit(".", 1)[-1]
     volumes = _counted(recipe.volumes_per_batch, "volume")
     return [
         f"network      {network}, {cost.parameters:,} parameters, projector {head:,}; levels {list(cost.channels)}",
         f"patch        {size} voxels = {extent} mm at {steps} mm",
         f"a batch      {pairs} pairs of {volumes}: {2 * pairs * math.prod(patch):,} image voxels, "
-        f"up to {pairs * recipe.voxels_per_pair:,} voxel pairs in the loss",
+        f"up to {pairs * recipe.points(patch):,} voxel pairs in the loss",
         f"memory       about {gpu:.1f} GiB on a GPU (16-bit activations), {cpu:.1f} GiB on a CPU",
         f"training     {recipe.num_epochs} epochs of {recipe.num_iterations_per_epoch} iterations, {recipe.optimizer} "
         f"{recipe.initial_lr:g} {recipe.schedule}",

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.intensity import ChannelUnits, augment
+from nnunet_ssl.intensity import ChannelUnits
 from nnunet_ssl.nnunet.loader import TRAINING, VALIDATION, PairDataset, PairLoader, hold_back, share_of_pairs
 from nnunet_ssl.nnunet.masks import CT_SCHEME, mask_maker
-from nnunet_ssl.nnunet.network import pyramid_strides
+from nnunet_ssl.nnunet.pyramid_of import pyramid_strides
 from nnunet_ssl.nnunet.recipe import parse, ssl_block, to_block
-from nnunet_ssl.views import box_size
+from nnunet_ssl.objectives import objective_of
 
 
 def require_folders() -> None:
@@ -49,7 +49,7 @@ def checked_recipe(plans_manager: Any, configuration: str, recipe_class: type) -
         if any(axis >= dimensions for axis in axes):
             raise UserError(f"ssl.{name} is {axes}, expected axes 0 to {dimensions - 1} of a {dimensions}D patch.")
     try:
-        box_size(manager.patch_size, manager.spacing, recipe)
+        objective_of(recipe).box_size(manager.patch_size, manager.spacing, recipe)
         channel_units(plans_manager, manager)
     except ValueError as error:
         raise UserError(f"The plan cannot be used for pretraining: {error}") from None
@@ -139,6 +139,7 @@ def enhancer(trainer: Any) -> Callable[[Tensor, Any], Tensor]:
         recipe = dataclasses.replace(recipe, intensity="auto")
     flat = len(trainer.configuration_manager.patch_size) == 2
     axial = None if flat else list(trainer.plans_manager.transpose_forward).index(0)
+    augment = objective_of(recipe).augment
     return lambda views, generator: augment(views, units, recipe, generator, axial)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.memory import total_stride
+from nnunet_ssl.nnunet.settings import merge, recipe_class
 
-# the largest part of an image's axis that a patch takes: two crops of one image must be able to differ
-PATCH_OF_IMAGE = 0.75
 MOST_PAIRS = 16  # where nnU-Net's planner chose the batch: small 2d patches would come by the hundred
 
 
@@ -27,6 +26,12 @@ def load_preset(name: str) -> dict[str, Any]:
         raise UserError(f'No preset "{name}". There are: {", ".join(preset_names())}.')
     content: dict[str, Any] = json.loads((files("nnunet_ssl.plans") / f"{name}.json").read_text(encoding="utf-8"))
     return content
+
+
+def preset_block(name: str, configuration: str) -> dict[str, Any]:
+    """The ``ssl`` block that a preset gives to a configuration."""
+    preset = load_preset(name)
+    return merge(preset["ssl"], preset.get("by_configuration", {}).get(configuration, {}).get("ssl", {}))
 
 
 def topology(spacing: Sequence[float], stages: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -44,14 +49,14 @@ def topology(spacing: Sequence[float], stages: int) -> tuple[list[list[int]], li
     return kernels, strides
 
 
-def limit_patch(patch: Sequence[int], median_shape: Sequence[float], stride: Sequence[int]) -> list[int]:
-    """A pretraining patch (voxels): a multiple of the total stride, and at most PATCH_OF_IMAGE of the median image.
+def limit_patch(patch: Sequence[int], median_shape: Sequence[float], stride: Sequence[int], part: float) -> list[int]:
+    """A pretraining patch (voxels): a multiple of the total stride, and at most `part` of the median image.
 
     One stride is the least, also where the image is smaller: views are padded there and padding is never sampled.
     """
     limited = []
     for size, extent, step in zip(patch, median_shape, stride, strict=True):
-        most = min(float(size), PATCH_OF_IMAGE * float(extent))
+        most = min(float(size), part * float(extent))
         limited.append(max(int(most) // step, 1) * step)
     return limited
 
@@ -68,7 +73,10 @@ def window_normalisation(properties: Mapping[str, Any], window_hu: Sequence[floa
 
 
 def apply_preset(plans: dict[str, Any], preset: Mapping[str, Any], channels: Sequence[str]) -> list[str]:
-    """Write a preset's values into a planner's plan, in place; returns notes for the user."""
+    """Write a preset's values into a planner's plan, in place; returns notes for the user.
+
+    What stands under ``by_configuration`` holds for the configuration of that name, over the rest.
+    """
     wanted = preset.get("num_channels")
     if wanted is not None and len(channels) != wanted:
         raise UserError(
@@ -79,8 +87,8 @@ def apply_preset(plans: dict[str, Any], preset: Mapping[str, Any], channels: Seq
     if not names:
         raise UserError("This preset is for 3D images, these are 2D. Use --preset nnunet.")
     plans["configurations"] = {name: plans["configurations"][name] for name in names}
-    for configuration in plans["configurations"].values():
-        _apply_to_configuration(configuration, preset)
+    for name, configuration in plans["configurations"].items():
+        _apply_to_configuration(configuration, merge(preset, preset.get("by_configuration", {}).get(name, {})))
     notes = []
     if "window_hu" in preset:
         properties = plans["foreground_intensity_properties_per_channel"]
@@ -114,7 +122,8 @@ def limit_patches(plans: dict[str, Any]) -> list[str]:
         before, stride = list(configuration["patch_size"]), total_stride(configuration["architecture"])
         median = configuration["median_image_size_in_voxels"]
         configuration["batch_size"] = min(configuration["batch_size"], MOST_PAIRS)
-        configuration["patch_size"] = limit_patch(before, median, stride)
+        part = recipe_class(configuration["ssl"]).PATCH_OF_IMAGE
+        configuration["patch_size"] = before if part is None else limit_patch(before, median, stride, part)
         shown = [round(v) for v in median]
         if configuration["patch_size"] != before:
             notes.append(

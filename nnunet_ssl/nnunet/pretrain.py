@@ -24,9 +24,10 @@ from nnunet_ssl.nnunet.optimisation import Schedule, build_optimizer
 from nnunet_ssl.nnunet.recipe import parse, ssl_block
 from nnunet_ssl.nnunet.stopping import StopRequest, show_user_errors_plainly
 from nnunet_ssl.nnunet.watching import Metrics, average, gather_objects, measure
-from nnunet_ssl.objectives.vox2vec import Recipe
+from nnunet_ssl.objectives import objective_of
+from nnunet_ssl.recipes import BaseRecipe
 from nnunet_ssl.step import step
-from nnunet_ssl.views import assemble
+from nnunet_ssl.views import ViewPair
 
 STOCK_FIELDS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "weight_decay",
                 "save_every")  # fmt: skip
@@ -40,7 +41,7 @@ class PretrainTrainer(nnUNetTrainer):
     retrieval@1 is highest. SIGTERM and Ctrl-C finish the iteration, save, and end; ``--c`` goes on there.
     """
 
-    recipe_class: ClassVar[type] = Recipe
+    recipe_class: ClassVar[type[BaseRecipe]]  # of the subclass that has the objective's name
 
     def __init__(
         self,
@@ -129,8 +130,6 @@ class PretrainTrainer(nnUNetTrainer):
     def plot_network_architecture(self) -> None:
         """Nothing: stock draws it with a package that no longer works."""
 
-    # data
-
     def do_split(self) -> tuple[list[str], list[str]]:
         return preparing.split(self, super().do_split)
 
@@ -148,14 +147,17 @@ class PretrainTrainer(nnUNetTrainer):
         """Training iterations done since the start, over all epochs."""
         return self.current_epoch * self.num_iterations_per_epoch + self.iteration_in_epoch
 
-    # steps
+    def views(self, batch: Any, stream: int, iteration: int) -> ViewPair:
+        """The two views of a batch of the loader, on the device, with their intensities."""
+        generator = devices.seeded(self.device, self.recipe.seed, stream, iteration, self.local_rank)
+        return objective_of(self.recipe).assemble(
+            batch.to(self.device, non_blocking=True), self.configuration_manager.patch_size, self.recipe,
+            lambda views: self.enhance(views, generator), generator,
+        )  # fmt: skip
 
     def forward_step(self, batch: Any, stream: int, iteration: int) -> tuple[torch.Tensor, Metrics, Any, Any]:
         """A batch of the loader -> loss, its terms, embeddings, ViewPair."""
-        generator = devices.seeded(self.device, self.recipe.seed, stream, iteration, self.local_rank)
-        boxes = batch.to(self.device, non_blocking=True)
-        patch = self.configuration_manager.patch_size
-        pair = assemble(boxes, patch, self.recipe, lambda views: self.enhance(views, generator))
+        pair = self.views(batch, stream, iteration)
         with devices.autocast(self.device, self.autocast_dtype):
             loss, terms, embeddings = step(self.network, pair, self.recipe)
         return loss, {f"term_{key}": float(value) for key, value in terms.items()}, embeddings, pair
@@ -167,11 +169,11 @@ class PretrainTrainer(nnUNetTrainer):
         value = float(loss.detach())
         devices.require_finite(value, batch[1], self.grad_scaler)
         norm = devices.backward_and_step(loss, self.network, self.optimizer, self.grad_scaler, self.recipe.clip)
-        return {"train_loss": value, **terms, "grad_norm": norm}
+        return {"train_loss": value, **terms, "grad_norm": norm, "redrawn": float(batch[2])}
 
     def validation_step(self, batch: Any, index: int = 0) -> Metrics:
         loss, _, embeddings, pair = self.forward_step(batch[0], 1, index)
-        return {"val_loss": float(loss), **measure(embeddings, pair.valid, batch[1], self.bare_network().channels)}
+        return {"val_loss": float(loss), **measure(embeddings, pair.valid, batch[1], self.bare_network().read_channels)}
 
     @torch.no_grad()
     def validate(self) -> Metrics:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.nnunet import devices, preparing
+from nnunet_ssl.nnunet import preparing
 from nnunet_ssl.nnunet.correspondence import Standard, nearest, round_trip
 from nnunet_ssl.nnunet.dense import levels_reader, vectors_at
 from nnunet_ssl.nnunet.files import write_json
@@ -25,7 +25,6 @@ from nnunet_ssl.nnunet.pictures import PLANES, Plane, draw_grid, plane, values_a
 from nnunet_ssl.nnunet.subjects import Subject, choose_subjects
 from nnunet_ssl.nnunet.watching import average, measure
 from nnunet_ssl.step import embed
-from nnunet_ssl.views import ViewPair, assemble
 
 FOLDER = "representation_report"
 POINTS = 1500  # foreground voxels of a subject for the correspondences
@@ -112,20 +111,13 @@ def pair_metrics(trainer: Any, networks: dict[str, Any]) -> dict[str, Any]:
     outputs: dict[str, list[Any]] = {name: [] for name in networks}
     try:
         for index in range(count):
-            batch, cases = next(loader)
-            pair = _view_pair(trainer, batch, index)
+            batch, cases, _ = next(loader)
+            pair = trainer.views(batch, VALIDATION, index)
             for name, network in networks.items():
-                outputs[name].append(measure(embed(network, pair), pair.valid, cases, network.channels))
+                outputs[name].append(measure(embed(network, pair), pair.valid, cases, network.read_channels))
     finally:
         loader.close()
     return {name: average(values) for name, values in outputs.items()}
-
-
-def _view_pair(trainer: Any, batch: Any, index: int) -> ViewPair:
-    """The views of held-back batch `index`, with the intensities that the training's validation gave them."""
-    generator = devices.seeded(trainer.device, trainer.recipe.seed, VALIDATION, index, 0)
-    patch_size = trainer.configuration_manager.patch_size
-    return assemble(batch.to(trainer.device), patch_size, trainer.recipe, lambda v: trainer.enhance(v, generator))
 
 
 def pca_pictures(folder: Path, subjects: Sequence[Subject], readers: dict[str, Reader],

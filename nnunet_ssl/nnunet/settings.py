@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl import objectives
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import load_json
 from nnunet_ssl.nnunet.recipe import parse, to_block
@@ -84,10 +85,8 @@ def check_keys(changes: Mapping[str, Any], configuration: Mapping[str, Any], whe
 def recipe_class(block: Mapping[str, Any]) -> type[Any]:
     """The Recipe of the objective that an ``ssl`` block names: class ``Recipe`` of ``nnunet_ssl.objectives.<name>``."""
     name = block.get("objective", "vox2vec")
-    folder = Path(importlib.import_module("nnunet_ssl.objectives").__path__[0])
-    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    if name not in known:
-        raise UserError(f'ssl.objective is "{name}"; known objectives: {", ".join(known)}.')
+    if name not in objectives.names():
+        raise UserError(f'ssl.objective is "{name}"; known objectives: {", ".join(objectives.names())}.')
     return importlib.import_module(f"nnunet_ssl.objectives.{name}").Recipe
 
 

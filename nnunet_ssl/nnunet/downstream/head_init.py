@@ -14,7 +14,7 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.nnunet.downstream.network import DownstreamNetwork, bare
 from nnunet_ssl.nnunet.linear_fit import VoxelSample, collect_voxels, fit_linear, to_head
-from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_levels, pyramid_strides
 
 MAX_CASES = 32  # seen by a fit; a seeded choice where there are more
 PASSES_FIT, PASSES_MOMENTS = 256, 64  # forward passes over all cases, shared evenly

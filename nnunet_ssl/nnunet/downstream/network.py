@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from nnunet_ssl.heads import LinearHead, NonlinearHead
 from nnunet_ssl.nnunet.downstream.protocols import Protocol
 from nnunet_ssl.nnunet.downstream.settings import Settings
-from nnunet_ssl.nnunet.network import build_backbone, pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.network import build_backbone
+from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.widening import WidenedNetwork
 
 HEADS = {"linear": LinearHead, "nonlinear": NonlinearHead}
 
@@ -27,9 +29,9 @@ class DownstreamNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Module | None = None, frozen: Sequence[str] = (),
                  background: bool = False, standardise: bool = False) -> None:  # fmt: skip
         """
-        :param backbone: PlainConvUNet, ResidualEncoderUNet or FPN3dUNet
+        :param backbone: PlainConvUNet, ResidualEncoderUNet or FPN3dUNet, or one of these widened
         :param head: LinearHead or NonlinearHead on its pyramid; None keeps its segmentation layers
-        :param frozen: ``encoder``, ``decoder``
+        :param frozen: ``encoder``, ``decoder`` (and with it what widens its finest level)
         :param background: put a channel of zeros in front of the head's logits, so that argmax is sigmoid >= 0.5
         :param standardise: the head sees (level - mean) / std of each channel, buffers that begin as 0 and 1
         """
@@ -38,6 +40,9 @@ class DownstreamNetwork(nn.Module):
         self.decoder = backbone.decoder
         self.head = head
         self.frozen = tuple(frozen)
+        if isinstance(backbone, WidenedNetwork):
+            self.representation = backbone.representation
+            self.frozen += ("representation",) if "decoder" in frozen else ()
         self.background = background
         self.standardise = standardise
         # In a tuple, so that it is no second owner of the modules.
@@ -93,7 +98,7 @@ def build_network(settings: Settings, protocol: Protocol, configuration_manager:
     """
     stock = settings.head == "stock"
     backbone = build_backbone(configuration_manager, num_input_channels, num_output_channels,
-                              enable_deep_supervision and stock)  # fmt: skip
+                              enable_deep_supervision and stock, stock)  # fmt: skip
     if stock:
         return DownstreamNetwork(backbone, None, protocol.frozen) if protocol.frozen else backbone
     background = settings.sigmoid and not regions

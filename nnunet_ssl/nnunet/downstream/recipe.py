@@ -34,6 +34,9 @@ class DownstreamRecipe:
     standardise       probes only: frozen channels are standardised by the training cases' moments
     mirror_axes       spatial axes (0: first axis of the patch) mirrored in training and at test time; None: nnU-Net's
     labelled          ``{"n": N, "draw": k}``: train on N of the fold's training cases; nested over N
+    representation_channels
+                      what adapt writes where the pretraining widened its finest level: heads on the pyramid see it, the
+                      stock segmentation layers do not
     min_transferred   smallest share of the backbone's parameters that must come from the checkpoint
     seed              None leaves the random generators alone, as nnU-Net does; with a number, and nnUNet_n_proc_DA=0
                       (nnU-Net's worker processes draw freely), a training repeats itself, also across --c
@@ -60,6 +63,7 @@ class DownstreamRecipe:
     standardise: bool | None = None
     mirror_axes: list[int] | None = None
     labelled: dict[str, int] | None = None
+    representation_channels: int | None = None
     min_transferred: float = 0.9
     seed: int | None = None
     regions: bool = False

@@ -1,0 +1,51 @@
+"""Gaussian blurs, every image by its own: batched torch functions for the intensities of all objectives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gaussian(x: Tensor, sigma: Tensor, axes: Sequence[int], radius: int) -> Tensor:
+    """Blur each of M images by its own Gaussian: x (M, *S), sigma (M,) voxels, axes of S -> (M, *S).
+
+    Kernels have 2 radius + 1 taps and sum to one; beyond its border an image goes on with its border voxel. A sigma of
+    0 changes nothing. A sum of shifted images: with kernels this short it takes half the time of a grouped convolution.
+    """
+    taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-0.5 * (taps / sigma.to(x.dtype).clamp(min=1e-3)[:, None]) ** 2)  # (M, taps)
+    weights = (weights / weights.sum(1, keepdim=True)).view(len(x), -1, *[1] * (x.ndim - 1))
+    for axis in axes:
+        size = x.shape[axis + 1]
+        index = torch.arange(-radius, size + radius, device=x.device).clamp(0, size - 1)
+        padded = x.index_select(axis + 1, index)
+        x = padded.narrow(axis + 1, 0, size) * weights[:, 0]
+        for tap in range(1, 2 * radius + 1):
+            x.addcmul_(padded.narrow(axis + 1, tap, size), weights[:, tap])
+    return x
+
+
+def radius(sigma: float) -> int:
+    """Taps of a Gaussian on either side: beyond four sigma it is nothing."""
+    return max(1, math.ceil(4 * sigma))
+
+
+def blur(x: Tensor, sigma: Tensor, axes: Sequence[int], largest_sigma: float) -> Tensor:
+    """A copy of views (B, C, *S), those with sigma (B, C) > 0 blurred along `axes` of S.
+
+    largest_sigma: of those that could be drawn; it sets the number of taps.
+    """
+    x = x.clone(memory_format=torch.contiguous_format)
+    flat, sigma = x.flatten(0, 1), sigma.flatten().to(x)
+    chosen = (sigma > 0).nonzero().squeeze(1)
+    if len(chosen):
+        flat[chosen] = gaussian(flat[chosen], sigma[chosen], axes, radius(largest_sigma))
+    return x
+
+
+def blur_axes(ndim: int, axial_axis: int | None) -> list[int]:
+    """Axes of a view along which it is blurred: both in 2D; in 3D all but the axial one (None: all)."""
+    return [axis for axis in range(ndim) if ndim == 2 or axis != axial_axis]
