@@ -133,7 +133,7 @@ def write_checkpoint(
     network = build_backbone(manager, len(channels), 2)
     block = {
         "format": 1,
-        "objective": "vox2vec",
+        "objective": manager.configuration["ssl"].get("objective", "vox2vec"),
         "recipe": manager.configuration["ssl"],
         "plans": plans,
         "configuration": configuration,

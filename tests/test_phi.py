@@ -1,4 +1,4 @@
-"""Pix2Rep's views show the same physical points: coordinates are written into the image and compared where they are read."""
+"""Pix2Rep's views show the same physical points: coordinates are written into the image, and read at both places."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ SCALED = replace(BENT, view_side=[0.4, 0.8], rotation_deg=180.0, crop_side=[0.5,
 RECIPES = {"plain": PLAIN, "bent": BENT, "scaled": SCALED}
 
 
-def endless(start, size, seed=None):
+def endless(start, size):
     """(D, *size) coordinates of a box's voxels in the volume, outside of it too: linear reading of them is exact."""
     return (np.indices(size) + np.reshape(start, (-1, *[1] * len(size)))).astype(np.float32)
 
@@ -33,7 +33,7 @@ def pair_of(name, recipe, seed, volume=None):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", GRIDS)
 def test_both_views_read_the_same_places_of_the_volume(name, recipe):
-    """Identity network, no intensities: what is read at coords_a equals what is read at coords_b, at every valid point."""
+    """Identity network, no intensities: coords_a and coords_b find the same, at every valid point."""
     found = 0
     for seed in range(6):
         volume, patch, spacing, drawn = pair_of(name, recipe, seed)
@@ -107,7 +107,7 @@ def test_open_angles_are_those_of_the_data():
     assert phi.rotation_limits([1.0, 5.0, 1.0], replace(PLAIN, rotation_deg=20.0)).tolist() == [20.0] * 3
     with pytest.raises(ValueError, match="rotation_deg has 3 numbers; expected one number or 1 for 2D views"):
         phi.box_size((16, 16), (1.0, 1.0), replace(PLAIN, rotation_deg=[1.0, 2.0, 3.0]))
-    with pytest.raises(ValueError, match="flip_axes is .2.; expected axes of a 2D patch"):
+    with pytest.raises(ValueError, match=r"flip_axes is .2.; expected axes of a 2D patch"):
         phi.box_size((16, 16), (1.0, 1.0), replace(PLAIN, flip_axes=[2]))
 
 
@@ -162,7 +162,7 @@ def test_points_are_drawn_uniformly_without_replacement_from_what_is_shared():
 def test_what_falls_outside_is_compared_where_it_is_asked_for():
     """mask_invalid = false is the published code: every place, read as zero outside of view a."""
     recipe = replace(PLAIN, mask_invalid=False, crop_side=[1.6, 1.6], rotation_deg=45.0)
-    volume, patch, spacing, drawn = pair_of("2d", recipe, 0)
+    _, patch, spacing, drawn = pair_of("2d", recipe, 0)
     image = np.ones((1, *phi.box_size(patch, spacing, recipe)), np.float32)
     pair = transformed.assemble(transformed.collate([(drawn, image)]), patch, recipe)
     assert pair.valid.all() and recipe.outside == "zeros"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -39,11 +40,10 @@ def output_folder(tiny: SimpleNamespace, fold: str = "all", trainer: str = TRAIN
 
 def in_process(
     tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, fold: Any = "all", configuration: str | None = None,
-    workers: int = 0, going_on: bool = False, **ssl: Any,
+    workers: int = 0, going_on: bool = False, trainer: str = TRAINER, **ssl: Any,
 ) -> Any:  # fmt: skip
-    """A Vox2VecPretrainTrainer of this process, as with --c if ``going_on``; ``ssl`` overrides fields of the block."""
-    from nnunet_ssl.trainers.Vox2VecPretrainTrainer import Vox2VecPretrainTrainer
-
+    """A pretraining in this process, as with --c if ``going_on``; ``ssl`` overrides fields of the block."""
+    found = getattr(importlib.import_module(f"nnunet_ssl.trainers.{trainer}"), trainer)
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(getattr(tiny, name)))
     monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
@@ -54,7 +54,7 @@ def in_process(
     plans["continue_training"] = going_on
     dataset_json = json.loads((base / "dataset.json").read_text())
     configuration = configuration or tiny.configuration
-    return Vox2VecPretrainTrainer(plans, configuration, fold, dataset_json, torch.device("cpu"))
+    return found(plans, configuration, fold, dataset_json, torch.device("cpu"))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib.resources import files
 
 NAME = "plan"
 HELP = "Plan (and preprocess) a dataset for pretraining."
@@ -50,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_ssl.nnunet.planners import resolved
     from nnunet_ssl.nnunet.planning import PlanRequest, describe, make_plan
     from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
+    from nnunet_ssl.nnunet.settings import pretrain_trainer
 
     request = PlanRequest(
         args.dataset, args.preset, args.like, args.like_plans, args.planner, args.name, args.gpu_memory,
@@ -78,12 +78,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {masked if planned.dataset.masked else stock}")
     print(f"  nnUNetv2_train {planned.dataset.id} {first} all -tr {trainer} -p {plans_name}{device_option()}")
     return 0
-
-
-def pretrain_trainer(objective: str) -> str:
-    """The trainer of an objective: the file of ``nnunet_ssl.trainers`` that is called <objective>PretrainTrainer."""
-    names = [path.name[:-3] for path in files("nnunet_ssl.trainers").iterdir() if path.name.endswith(".py")]
-    return next(name for name in names if name.lower() == f"{objective}pretraintrainer")
 
 
 def device_option() -> str:

@@ -24,7 +24,7 @@ CITATIONS = {
     "vox2vec": "Goncharov et al., vox2vec: A Framework for Self-supervised Contrastive Learning of Voxel-Level "
     "Representations in Medical Images, MICCAI 2023, arXiv 2307.14725",
     "pix2rep": "Seince et al., Dense Self-Supervised Learning for Medical Image Segmentation, MIDL 2024, "
-    "arXiv 2407.20395",
+    "arXiv 2407.20395; version 2: MICCAI 2026, arXiv 2609.01427",
     "nnunet": "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image "
     "segmentation, Nature Methods 18, 2021",
 }
@@ -84,12 +84,12 @@ def read(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> di
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint of this package ({_first_line(error)}). It is damaged or was "
-            "written by something else; expected a file that Vox2VecPretrainTrainer wrote."
+            "written by something else; expected a checkpoint of a pretraining."
         ) from error
     if not isinstance(checkpoint, dict) or "ssl" not in checkpoint or "network_weights" not in checkpoint:
         raise UserError(
-            f"{path} is not a pretraining checkpoint (it has no ssl block); expected a file that "
-            "Vox2VecPretrainTrainer wrote."
+            f"{path} is not a pretraining checkpoint (it has no ssl block); expected one that a "
+            "pretraining of this package wrote."
         )
     return checkpoint
 
@@ -182,6 +182,8 @@ def describe(trainer: Any) -> dict[str, Any]:
         "dataset_json": trainer.dataset_json,
         "channels": pyramid_channels(network),
         "strides": [list(stride) for stride in pyramid_strides(network)],
+        "kept": ["encoder", "decoder", *(["representation"] if hasattr(network, "representation") else [])],
+        "dropped": ["projector"],
         "volumes": volume_hashes(trainer.plans_manager.dataset_name),
         "versions": versions(),
         "citation": [CITATIONS[key] for key in (trainer.recipe.objective, "nnunet") if key in CITATIONS],

@@ -133,7 +133,7 @@ def check_configuration(plans: Mapping[str, Any], name: str, dataset: RawDataset
     memory.measure(configuration["architecture"], len(dataset.channels), patch)
     others = [channel for channel in dataset.channels if not is_ct(channel)]
     intensity = configuration["ssl"].get("intensity")
-    if others and intensity in ("auto", "hu"):
+    if others and intensity in ("auto", "hu") and "noise_z" in configuration["ssl"]:  # has settings for either
         asked = ' although ssl.intensity is "hu"' if intensity == "hu" else ""
         text = f"{', '.join(others)} is not CT: intensities vary in z-score units (noise_z, gain, shift){asked}"
         return [f"{name}: {text}"]

@@ -21,6 +21,7 @@ from nnunet_ssl.nnunet.loader import TRAINING, VALIDATION, PairDataset, PairLoad
 from nnunet_ssl.nnunet.masks import CT_SCHEME, mask_maker
 from nnunet_ssl.nnunet.pyramid_of import pyramid_strides
 from nnunet_ssl.nnunet.recipe import parse, ssl_block, to_block
+from nnunet_ssl.nnunet.settings import pretrain_trainer
 from nnunet_ssl.objectives import objective_of
 
 
@@ -42,7 +43,16 @@ def checked_recipe(plans_manager: Any, configuration: str, recipe_class: type) -
             f'Configuration "{configuration}" is the second stage of a cascade: its network takes the first stage\'s '
             f"segmentation as input, which unlabelled images do not have. Pretrain {_not_cascaded(plans_manager)}."
         )
-    recipe = parse(ssl_block(manager), recipe_class)
+    block = ssl_block(manager)
+    wanted, trained = recipe_class().objective, block.get("objective")
+    if trained not in (None, wanted):
+        trainer = pretrain_trainer(trained)
+        instead = f"Train it with -tr {trainer}" if trainer else "There is no trainer for it"
+        raise UserError(
+            f'The plan\'s ssl block is for objective "{trained}", this trainer is for "{wanted}". {instead}, or make a '
+            "plan with another --preset."
+        )
+    recipe = parse(block, recipe_class)
     dimensions = len(manager.patch_size)
     for name in ("flip_axes", "mirror_axes"):
         axes = getattr(recipe, name) or []
@@ -161,7 +171,8 @@ def announcement(trainer: Any) -> list[str]:
         f"{len(training)} volumes to pretrain on, {trainer.batch_size} pairs a step; {len(validation)} held back for "
         "retrieval@1.",
         f"Intensities: {', '.join('HU' if unit.kind == 'hu' else 'z-score' for unit in units)} by channel.",
-        f"Levels are read at each voxel: {trainer.recipe.level_reading}.",
+        f"Levels are read at each voxel: {trainer.recipe.level_reading}; channels by level, finest first: "
+        f"{trainer.bare_network().read_channels}.",
         f"checkpoint_latest.pth every {trainer.save_every} epochs: what a kill can cost. SIGTERM, Ctrl-C lose nothing.",
     ]  # fmt: skip
     if set(training) & set(validation):

@@ -67,8 +67,9 @@ class PretrainTrainer(nnUNetTrainer):
         self.enhance = preparing.enhancer(self)
         self.probe: Any = None
 
-    @staticmethod
+    @classmethod
     def build_network_architecture(
+        cls,
         plans_manager: Any,
         configuration_manager: Any,
         num_input_channels: int,
@@ -77,7 +78,7 @@ class PretrainTrainer(nnUNetTrainer):
     ) -> nn.Module:
         show_user_errors_plainly()  # the stock predictor comes here without the constructor
         block = ssl_block(configuration_manager)
-        recipe = parse(block, settings.recipe_class(block))
+        recipe = parse(block, settings.recipe_class(block) if "objective" in block else cls.recipe_class)
         channels = (num_input_channels, num_output_channels)
         return PretrainNetwork(build_backbone(configuration_manager, *channels, enable_deep_supervision), recipe)
 

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def recipe_class(block: Mapping[str, Any]) -> type[Any]:
     if name not in objectives.names():
         raise UserError(f'ssl.objective is "{name}"; known objectives: {", ".join(objectives.names())}.')
     return importlib.import_module(f"nnunet_ssl.objectives.{name}").Recipe
+
+
+def pretrain_trainer(objective: str) -> str | None:
+    """The trainer of an objective: the file of ``nnunet_ssl.trainers`` that is called <objective>PretrainTrainer."""
+    names = [path.name[:-3] for path in files("nnunet_ssl.trainers").iterdir() if path.name.endswith(".py")]
+    return next((name for name in names if name.lower() == f"{objective}pretraintrainer"), None)
 
 
 def complete(block: Mapping[str, Any], cls: type[Any] | None = None) -> dict[str, Any]:
