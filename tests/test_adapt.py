@@ -93,7 +93,7 @@ def test_pretrained_with_like_keeps_the_targets_data(folders: Path) -> None:
     target, checkpoint, before = like_pair(folders)
     found = adapted(folders, checkpoint)
     own = read_plans(target, "nnUNetPlans")["configurations"]["3d_fullres"]
-    assert found.plans["plans_name"] == "nnssl_like4_vox2vecPlans"
+    assert found.plans["plans_name"] == "nnssl_tiny_like4_vox2vecPlans"
     assert {k: v for k, v in found.content.items() if k != "ssl"} == own  # patch, batch size and data_identifier too
     assert found.content["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert "nnUNetPlans already matches" in found.notes

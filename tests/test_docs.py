@@ -13,6 +13,7 @@ import pytest
 
 from nnunet_ssl.cli.main import build_parser, command_names
 from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
+from nnunet_ssl.recipes import BaseRecipe
 from tests.test_families import OBJECTIVES, PRESETS, TRAINERS
 from tests.test_layers import REPOSITORY
 
@@ -94,7 +95,10 @@ def defaults(recipe: object) -> dict[str, object]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_settings_of_every_objective_are_described(name: str) -> None:
     recipe = importlib.import_module(f"nnunet_ssl.objectives.{name}").Recipe()
-    assert described(section(text_of("docs/settings.md"), f"Pretraining: `{name}`")) == defaults(recipe)
+    page = text_of("docs/settings.md")
+    common, own = (described(section(page, f"Pretraining: {of}")) for of in ("every objective", f"`{name}`"))
+    assert common == defaults(BaseRecipe())
+    assert common | own == defaults(recipe)
 
 
 def test_settings_of_the_downstream_trainers_are_described() -> None:

@@ -265,7 +265,8 @@ def test_gpu_memory(folders: Path) -> None:
     assert fitted["batch_size"] < everything["batch_size"] == 10 and any("to fit 5 GiB" in n for n in planned.notes)
     assert fitted["ssl"]["pairs_per_batch"] == fitted["batch_size"]
     cost = memory.measure(fitted["architecture"], 1, fitted["patch_size"])
-    assert memory.step_gib(cost, fitted["batch_size"], parse(fitted["ssl"], Recipe), half=True) <= 5
+    recipe = parse(fitted["ssl"], Recipe)
+    assert memory.step_gib(cost, fitted["batch_size"], fitted["patch_size"], recipe, half=True) <= 5
     with pytest.raises(UserError, match=r"needs about .* asked for were 0\.5"):
         make_plan(PlanRequest(901, gpu_memory_gb=0.5))
 

@@ -7,17 +7,25 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.memory import build, measure, projector_parameters, step_gib, total_stride
-from nnunet_ssl.nnunet.presets import limit_patch, load_preset, preset_names, topology, window_normalisation
+from nnunet_ssl.nnunet.presets import (
+    limit_patch,
+    load_preset,
+    preset_block,
+    preset_names,
+    topology,
+    window_normalisation,
+)
 from nnunet_ssl.nnunet.settings import complete, parse_setting, recipe_class
 from nnunet_ssl.objectives.vox2vec import Recipe
 
 KEYS = {"description", "planner", "configurations", "num_channels", "spacing_mm", "patch_size", "batch_size",
-        "window_hu", "architecture", "ssl"}  # fmt: skip
+        "window_hu", "architecture", "ssl", "by_configuration"}  # fmt: skip
+PATCH = [32, 128, 128]
 
 
 def test_the_presets_are_found_by_listing() -> None:
     assert set(preset_names()) >= {"vox2vec", "nnunet", "portable", "tiny"}
-    with pytest.raises(UserError, match=r"tiny2.*nnunet, portable, tiny, vox2vec"):
+    with pytest.raises(UserError, match=r"tiny2.*nnunet, pix2rep, pix2rep_v2, portable, tiny, vox2vec"):
         load_preset("tiny2")
 
 
@@ -25,7 +33,10 @@ def test_the_presets_are_found_by_listing() -> None:
 def test_preset(name: str) -> None:
     preset = load_preset(name)
     assert set(preset) <= KEYS
-    assert complete(preset["ssl"]).keys() == Recipe().to_dict().keys()
+    assert set(preset.get("by_configuration", {})) <= set(preset["configurations"])
+    for configuration in preset["configurations"]:
+        block = complete(preset_block(name, configuration))
+        assert block.keys() == recipe_class(block)().to_dict().keys()
     if "architecture" in preset:
         arguments = preset["architecture"]["arch_kwargs"]
         if arguments["strides"] == "by_spacing":
@@ -43,12 +54,12 @@ def test_vox2vec_is_the_paper() -> None:
     recipe = recipe_class(preset["ssl"])()
     # Linear(1008, 1008) - BN - ReLU twice, Linear(1008, 128)
     assert projector_parameters(cost, recipe) == 2 * (1008 * 1008 + 1008 + 2 * 1008) + 1008 * 128 + 128
-    assert 4 < step_gib(cost, 10, recipe, half=True) < 40
-    five, ten, wide = (step_gib(cost, n, recipe, half) for n, half in ((5, True), (10, True), (10, False)))
+    assert 4 < step_gib(cost, 10, PATCH, recipe, half=True) < 40
+    five, ten, wide = (step_gib(cost, n, PATCH, recipe, half) for n, half in ((5, True), (10, True), (10, False)))
     assert five < ten < wide
     vicreg, narrow = Recipe(loss="vicreg"), Recipe(loss="vicreg", projector_out=8)
     assert projector_parameters(cost, vicreg) - projector_parameters(cost, narrow) == (8192 + 1) * (8192 - 8)
-    assert step_gib(cost, 10, vicreg, half=True) > step_gib(cost, 10, narrow, half=True) + 1
+    assert step_gib(cost, 10, PATCH, vicreg, half=True) > step_gib(cost, 10, PATCH, narrow, half=True) + 1
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (5, 0.7, 0.7), (2.5, 1, 1), (1.9, 1, 1), (12, 1.4, 1.4)])
@@ -61,10 +72,10 @@ def test_topology_follows_nnunet(spacing: tuple[float, ...]) -> None:
 
 
 def test_limit_patch() -> None:
-    assert limit_patch([24, 32, 32], [36, 50, 35], [8, 8, 8]) == [24, 32, 24]
-    assert limit_patch([32, 128, 128], [150, 300, 300], [32, 32, 32]) == [32, 128, 128]
-    assert limit_patch([40, 56, 40], [36, 50, 35], [8, 8, 8]) == [24, 32, 24]
-    assert limit_patch([32, 128, 128], [17, 50, 35], [32, 32, 32]) == [32, 32, 32]  # one stride at least
+    assert limit_patch([24, 32, 32], [36, 50, 35], [8, 8, 8], 0.75) == [24, 32, 24]
+    assert limit_patch([32, 128, 128], [150, 300, 300], [32, 32, 32], 0.75) == [32, 128, 128]
+    assert limit_patch([40, 56, 40], [36, 50, 35], [8, 8, 8], 0.75) == [24, 32, 24]
+    assert limit_patch([32, 128, 128], [17, 50, 35], [32, 32, 32], 0.75) == [32, 32, 32]  # one stride at least
 
 
 def test_window_normalisation_maps_the_window_to_0_1() -> None:

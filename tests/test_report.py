@@ -8,10 +8,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from nnunet_ssl.trainers.Vox2VecPretrainTrainer import Vox2VecPretrainTrainer
 
 from nnunet_ssl.nnunet.correspondence import Standard, nearest, round_trip
 from nnunet_ssl.nnunet.pictures import draw_grid, plane, values_at
-from nnunet_ssl.nnunet.pretrain import PretrainTrainer
 from nnunet_ssl.nnunet.report import FOLDER, write_report
 from nnunet_ssl.nnunet.subjects import Subject
 from tests.tiny_dataset import tiny_dataset
@@ -138,6 +138,6 @@ def make_trainer(data):
     plans = json.loads((base / f"{data.plans_name}.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
     dataset_json = json.loads((base / "dataset.json").read_text(encoding="utf-8"))
-    trainer = PretrainTrainer(plans, data.configuration, "all", dataset_json, torch.device("cpu"))
+    trainer = Vox2VecPretrainTrainer(plans, data.configuration, "all", dataset_json, torch.device("cpu"))
     trainer.initialize()
     return trainer
