@@ -20,13 +20,14 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss, split_target
 from nnunet_ssl.nnunet.downstream.protocols import Protocol
 from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
-from nnunet_ssl.nnunet.downstream.sampling import choose_cases
+from nnunet_ssl.nnunet.downstream.sampling import case_groups, choose_cases
 from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimizer
 from nnunet_ssl.nnunet.downstream.settings import resolve
 from nnunet_ssl.nnunet.recipe import parse
 from tests.downstream_tools import (
     SHORT,
     TRAINERS,
+    edit_dataset_json,
     make_trainer,
     plans_path,
     pretrained_file,
@@ -113,6 +114,26 @@ def test_labelled_cases_are_nested_and_differ_by_draw():
     assert choose_cases(cases[::-1], None) == cases
     with pytest.raises(UserError, match=r"13.*12"):
         choose_cases(cases, {"n": 13, "draw": 0})
+
+
+def test_labelled_cases_are_balanced_over_groups(tmp_path):
+    cases = [f"case_{i:02d}" for i in range(12)]
+    groups = {case: "ABC"[min(i // 5, 2)] for i, case in enumerate(cases)}  # 5, 5, 2 cases
+    for draw in range(5):
+        chosen = [choose_cases(cases, {"n": n, "draw": draw}, groups) for n in range(1, 13)]
+        assert all(set(a) < set(b) for a, b in pairwise(chosen))
+        for few in chosen:
+            counts = [sum(groups[case] == group for case in few) for group in "ABC"]
+            assert max(counts[:2]) - min(counts[:2]) <= 1 and abs(min(2, max(counts)) - counts[2]) <= 1
+    assert len({tuple(choose_cases(cases, {"n": 3, "draw": draw}, groups)) for draw in range(5)}) > 1
+    assert case_groups(tmp_path, {}) == {} and case_groups(tmp_path, {"groups": groups}) == groups
+    (tmp_path / "groups.csv").write_text("case,group\ncase_00,X\n", encoding="utf-8")
+    assert case_groups(tmp_path, {"groups": groups}) == {"case_00": "X"}
+    with pytest.raises(UserError, match="11 training cases have no group"):
+        choose_cases(cases, {"n": 1, "draw": 0}, case_groups(tmp_path, {}))
+    (tmp_path / "groups.csv").write_text("name,group\ncase_00,X\n", encoding="utf-8")
+    with pytest.raises(UserError, match="columns case and group"):
+        case_groups(tmp_path, {})
 
 
 # ---- rates
@@ -446,6 +467,12 @@ def test_few_labelled_cases(dataset, tmp_path):
     assert record["cases"] == trainer.dataloader_train.data_loader._data.identifiers and len(record["cases"]) == 1
     assert record["labelled"] == {"n": 1, "draw": 4}
     assert len(trainer.do_split()[1]) == 2  # validation keeps its cases
+    two = {**ssl, "labelled": {"n": 2, "draw": 4}}
+    plain = make_trainer(dataset, "SSLScratchTrainer", two, fold="all").do_split()[0]
+    other = next(case for case in dataset.cases if case not in plain)
+    edit_dataset_json(dataset, groups=dict.fromkeys(dataset.cases, "A") | {other: "B"})
+    assert other in make_trainer(dataset, "SSLScratchTrainer", two, fold="all").do_split()[0]
+    edit_dataset_json(dataset, groups=None)
     everything = make_trainer(dataset, "SSLScratchTrainer", ssl, fold="all")
     assert everything.do_split()[0] == everything.do_split()[1] and len(everything.do_split()[0]) == 1
     changed = make_trainer(dataset, "SSLScratchTrainer", {**ssl, "labelled": {"n": 2, "draw": 4}})

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.checkpoints import load_optimizer, require_same_optimizer, require_same_tensors
+from nnunet_ssl.nnunet.downstream import reports
+from nnunet_ssl.nnunet.downstream.mean_teacher import MeanTeacher, MeanTeacherSettings
 from nnunet_ssl.nnunet.downstream.network import bare
 from nnunet_ssl.nnunet.reading import load_safely
 
@@ -28,6 +30,32 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def content(trainer: Any) -> dict[str, Any]:
+    """What a checkpoint holds: nnU-Net's entries, ``ssl_downstream`` and, where there is one, the teacher's weights."""
+    scaler, teacher = trainer.grad_scaler, trainer.teacher
+    return {
+        "network_weights": bare(trainer.network).state_dict(),
+        "optimizer_state": trainer.optimizer.state_dict(),
+        "grad_scaler_state": scaler.state_dict() if scaler is not None else None,
+        "logging": trainer.logger.get_checkpoint(),
+        "_best_ema": trainer._best_ema,
+        "current_epoch": trainer.current_epoch + 1,
+        "init_args": trainer.my_init_kwargs,
+        "trainer_name": type(trainer).__name__,
+        "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        "ssl_downstream": reports.summary(trainer),
+        **({"mean_teacher_weights": teacher.network.state_dict()} if teacher is not None else {}),
+    }
+
+
+def teacher_of(trainer: Any) -> MeanTeacher:
+    """The teacher that ``ssl.mean_teacher`` asks for: a copy of the student, or as the checkpoint left it."""
+    teacher = MeanTeacher(MeanTeacherSettings.parse(trainer.recipe.mean_teacher), trainer)
+    if trainer.teacher_weights is not None:
+        teacher.network.load_state_dict(trainer.teacher_weights)
+    return teacher
+
+
 def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
     """Put a trainer where ``checkpoint`` was written, as nnU-Net does, under the settings of its own plan.
 
@@ -43,4 +71,5 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    trainer.teacher_weights = checkpoint.get("mean_teacher_weights")
     trainer.resumed = True

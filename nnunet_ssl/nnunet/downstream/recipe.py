@@ -34,6 +34,8 @@ class DownstreamRecipe:
     standardise       probes only: frozen channels are standardised by the training cases' moments
     mirror_axes       spatial axes (0: first axis of the patch) mirrored in training and at test time; None: nnU-Net's
     labelled          ``{"n": N, "draw": k}``: train on N of the fold's training cases; nested over N
+    mean_teacher      fine-tune only: ``{"decay": .99, "weight": .1, "rampup": .4, "noise": .1}`` (mean_teacher.py), all
+                      optional: the fold's training cases that ``labelled`` leaves out are learned from without labels
     representation_channels
                       what adapt writes where the pretraining widened its finest level: heads on the pyramid see it, the
                       stock segmentation layers do not
@@ -63,6 +65,7 @@ class DownstreamRecipe:
     standardise: bool | None = None
     mirror_axes: list[int] | None = None
     labelled: dict[str, int] | None = None
+    mean_teacher: dict[str, Any] | None = None
     representation_channels: int | None = None
     min_transferred: float = 0.9
     seed: int | None = None
@@ -88,6 +91,11 @@ class DownstreamRecipe:
         self._validate_blocks()
 
     def _validate_blocks(self) -> None:
+        if self.mean_teacher is not None:
+            from nnunet_ssl.nnunet.downstream.mean_teacher import MeanTeacherSettings
+
+            MeanTeacherSettings.parse(self.mean_teacher)
+            _check(self.protocol == "default", "protocol", self.protocol, "default with mean_teacher")
         axes = self.mirror_axes
         _check(not (self.protocol == "vox2vec" and axes), "mirror_axes", axes,
                "null or [] with protocol vox2vec, which has no augmentation")

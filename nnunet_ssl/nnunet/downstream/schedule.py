@@ -41,6 +41,7 @@ class StagedSchedule:
         self.freeze_steps = round(settings.freeze_fraction * total) if staged else 0
         self.ramp_steps = round(settings.ramp_fraction * total) if staged else 0
         self.rate = settings.initial_lr
+        self.now = 0
 
     def step(self, epoch: int) -> None:
         """Called by nnU-Net at the start of an epoch."""
@@ -63,5 +64,6 @@ class StagedSchedule:
 
     def at(self, step: int) -> None:
         """Set the rates of global step ``step``; ``step(epoch)`` of its epoch has been called."""
+        self.now = step
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * (self.backbone_factor(step) if group["role"] == "backbone" else 1.0)

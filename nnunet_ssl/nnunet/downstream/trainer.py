@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.helpers import dummy_context
-from torch import autocast, nn
+from torch import nn
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import checkpoints
-from nnunet_ssl.nnunet.downstream import continuing, reports, starting
+from nnunet_ssl.nnunet.downstream import continuing, reports, starting, steps
 from nnunet_ssl.nnunet.downstream.body import DatasetWithBody
 from nnunet_ssl.nnunet.downstream.head_init import fold_moments, prepare_head
-from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss, split_target
+from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss
+from nnunet_ssl.nnunet.downstream.mean_teacher import MeanTeacher
 from nnunet_ssl.nnunet.downstream.network import DownstreamNetwork, bare, build_network, head_and_backbone
 from nnunet_ssl.nnunet.downstream.protocols import Protocol
-from nnunet_ssl.nnunet.downstream.sampling import choose_cases, record_cases, seed_generators
+from nnunet_ssl.nnunet.downstream.sampling import case_groups, choose_cases, record_cases, seed_generators
 from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimizer
 from nnunet_ssl.nnunet.downstream.settings import read_recipe, resolve
 from nnunet_ssl.nnunet.masks import mask_maker
@@ -53,6 +53,9 @@ class DownstreamTrainer(nnUNetTrainer):
         self.oversample_foreground_percent = self.settings.oversample_foreground_percent
         self.enable_deep_supervision = self.settings.head == "stock"
         self.resumed = False
+        self.teacher: MeanTeacher | None = None
+        self.teacher_weights: dict | None = None  # of a checkpoint that is continued
+        self.draws_unlabelled = False
         self.hash_before = ""
         self.step_in_epoch = 0
         if self.settings.sigmoid and self.label_manager.has_regions:
@@ -99,6 +102,8 @@ class DownstreamTrainer(nnUNetTrainer):
         checkpoints.tidy(self)
         if not self.resumed:
             prepare_head(self)
+        if self.recipe.mean_teacher is not None and self.protocol.staged:
+            self.teacher = continuing.teacher_of(self)
         if self.local_rank == 0:
             record_cases(self.output_folder, self.recipe.labelled, self.do_split()[0], self.fold, self.resumed)
             for line in reports.opening(self, report):
@@ -107,9 +112,20 @@ class DownstreamTrainer(nnUNetTrainer):
     # ---- data
 
     def do_split(self) -> tuple[list[str], list[str]]:
+        if self.draws_unlabelled:
+            return self.unlabelled_cases(), self.unlabelled_cases()
         train, validation = super().do_split()
-        chosen = choose_cases(train, self.recipe.labelled)
+        chosen = self._labelled(train)
         return chosen, (chosen if self.fold == "all" else validation)
+
+    def _labelled(self, train: list[str]) -> list[str]:
+        groups = case_groups(self.preprocessed_dataset_folder_base, self.dataset_json)
+        return choose_cases(train, self.recipe.labelled, groups)
+
+    def unlabelled_cases(self) -> list[str]:
+        """The fold's training cases that ``ssl.labelled`` leaves out."""
+        train = super().do_split()[0]
+        return sorted(set(train) - set(self._labelled(train)))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         datasets = super().get_tr_and_val_datasets()
@@ -150,19 +166,6 @@ class DownstreamTrainer(nnUNetTrainer):
         manager = self.label_manager
         return Vox2VecLoss(manager.num_segmentation_heads, manager.has_regions, manager.ignore_label)
 
-    def _batch(self, batch: dict) -> dict:
-        """Under the paper's protocol: take the body out of the target and hand it to the loss."""
-        target = batch["target"]
-        if not self.settings.sigmoid:
-            return batch
-        if target.shape[1] == 1:  # the dataset came without body masks
-            target = torch.cat([target, torch.ones_like(target)], 1)
-        manager = self.label_manager
-        regions = manager.foreground_regions if manager.has_regions else None
-        target, body = split_target(target, regions, manager.ignore_label)
-        self.loss.body = body.to(self.device, non_blocking=True)
-        return {**batch, "target": target}
-
     def on_epoch_start(self) -> None:
         seed_generators(self.recipe.seed, self.current_epoch + 1, self.local_rank)
         super().on_epoch_start()
@@ -171,48 +174,18 @@ class DownstreamTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
         self.step_in_epoch = 0
 
-    def _enter_step(self) -> bool:
-        """Set rates and modes of this step; True while the head learns alone."""
-        step = self.current_epoch * self.num_iterations_per_epoch + self.step_in_epoch
-        self.step_in_epoch += 1
-        self.lr_scheduler.at(step)
-        head_only = self.lr_scheduler.head_only(step)
-        network = bare(self.network)
-        if self.protocol.staged and network.encoder.training == head_only:  # resting means eval mode, too
-            network.encoder.train(not head_only)
-            network.decoder.train(not head_only)
-        return head_only
-
     def train_step(self, batch: dict) -> dict:
-        batch, head_only = self._batch(batch), self._enter_step()
-        data, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
-        target = ([t.to(self.device, non_blocking=True) for t in target] if isinstance(target, list)
-                  else target.to(self.device, non_blocking=True))  # fmt: skip
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
-            loss = self.loss(self.network(data), target)
-        (self.grad_scaler.scale(loss) if self.grad_scaler is not None else loss).backward()
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        if head_only:
-            # Computed and thrown away: DDP waits for every gradient, and --c finds the same parameter groups.
-            for parameter in head_and_backbone(self.network)[1]:
-                parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)  # nnU-Net's
-        if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        else:
-            self.optimizer.step()
-        return {"loss": loss.detach().cpu().numpy()}
+        return steps.train_step(self, batch)
 
     def validation_step(self, batch: dict) -> dict:
-        return super().validation_step(self._batch(batch))
+        return super().validation_step(steps.with_body(self, batch))
 
     # ---- end
 
     def on_train_end(self) -> None:
         network = bare(self.network)
+        if self.teacher is not None:  # its weights are the smoother ones
+            network.load_state_dict(self.teacher.network.state_dict())
         if isinstance(network, DownstreamNetwork) and network.standardise and self.settings.head == "linear":
             fold_moments(network)
         super().on_train_end()
@@ -230,18 +203,7 @@ class DownstreamTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        checkpoints.write(filename, {
-            "network_weights": bare(self.network).state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "ssl_downstream": reports.summary(self),
-        })  # fmt: skip
+        checkpoints.write(filename, continuing.content(self))
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         if not self.was_initialized:
