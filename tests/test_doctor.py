@@ -104,6 +104,16 @@ def test_the_line_for_a_newer_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.torchvision_line("2.6.0") == "pip install --no-deps torchvision==0.21.*"
 
 
+@pytest.mark.parametrize(("found", "status"), [
+    ((3, 9, 21), "note"), ((3, 10, 0), "ok"), ((3, 13, 5), "ok"), ((3, 14, 0), "note"),
+])  # fmt: skip
+def test_versions_of_python(found: tuple[int, ...], status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "version_info", found)
+    check = doctor.python()
+    assert (check.status, check.found) == (status, ".".join(map(str, found)))
+    assert ("3.10 to 3.13 are supported" in check.remedy) == (status == "note")
+
+
 @pytest.mark.parametrize(("found", "status"), [("2.8.1", "ok"), ("2.8.7", "ok"), ("2.9.0", "bad"), ("2.7.0", "bad")])
 def test_versions_of_nnunet(found: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", lambda name: found)
