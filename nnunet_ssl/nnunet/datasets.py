@@ -1,4 +1,4 @@
-"""Where datasets lie, and what planning needs of them: names, cases, fingerprint, labels or masks in their place."""
+"""Where datasets lie, and what planning needs of them: names, cases, labels or masks in their place."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class RawDataset:
     json: dict[str, Any]
     cases: dict[str, dict[str, Any]]  # case -> {"images": [one path a channel], "label": path}
     masked: bool = False  # the labels are foreground masks that were made here
+    checked: bool = False  # no image is damaged, see fingerprints.check_images
 
     @property
     def id(self) -> int:
@@ -212,33 +213,6 @@ def reader_class(dataset: RawDataset) -> Any:
         return determine_reader_writer_from_dataset_json(dataset.json, example, verbose=False)
     except RuntimeError as error:
         raise UserError(f"No reader of nnU-Net opens {example}: {error}") from error
-
-
-def fingerprint(dataset: RawDataset) -> dict[str, Any]:
-    """The dataset's fingerprint, made by nnU-Net where it is missing or belongs to another number of cases."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-
-    path = dataset.folder / "dataset_fingerprint.json"
-    if path.is_file():
-        content = load_json(path)
-        if len(content.get("spacings", [])) == len(dataset.cases):
-            return content
-    try:
-        with quiet_planning():
-            extractor = DatasetFingerprintExtractor(dataset.name, min(processes(), len(dataset.cases)))
-            extractor.dataset, extractor.dataset_json = dataset.cases, dataset.json
-            extractor.run(overwrite_existing=True)
-    except OSError as error:
-        raise UserError(
-            f"The fingerprint of {dataset.name} could not be made: {error}. Check the room in {path.parent} and the "
-            "permissions of the named file."
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"The fingerprint of {dataset.name} could not be made: {str(error).strip()[:300]}. Check the images and "
-            f"labels, e.g. with `nnUNetv2_extract_fingerprint -d {dataset.id} --verify_dataset_integrity`."
-        ) from error
-    return load_json(path)
 
 
 def publish_dataset_json(dataset: RawDataset) -> None:

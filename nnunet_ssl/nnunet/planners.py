@@ -14,8 +14,9 @@ import torch
 
 import nnunet_ssl
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.datasets import RawDataset, fingerprint, load_json, publish_dataset_json, quiet_planning
+from nnunet_ssl.nnunet.datasets import RawDataset, load_json, publish_dataset_json, quiet_planning
 from nnunet_ssl.nnunet.files import write_json
+from nnunet_ssl.nnunet.fingerprints import fingerprint
 
 MARK = "nnunet_ssl"  # top-level key of every plans file that this package writes
 PLANNERS = ("ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")

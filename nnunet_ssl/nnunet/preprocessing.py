@@ -18,11 +18,10 @@ from nnunet_ssl.nnunet.datasets import (
     publish_dataset_json,
 )
 from nnunet_ssl.nnunet.files import write_json
+from nnunet_ssl.nnunet.fingerprints import check_images
 from nnunet_ssl.nnunet.import_report import REPORT
 from nnunet_ssl.nnunet.planners import plans_path, resolved
-from nnunet_ssl.nnunet.pool import run_all
 from nnunet_ssl.nnunet.settings import DATA_KEYS
-from nnunet_ssl.nnunet.volumes import damage
 
 SHARED_KEYS = ("transpose_forward", "image_reader_writer")
 
@@ -126,20 +125,6 @@ def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Se
             write_json(_record(dataset, identifier), volumes)
     _copy_labels(dataset)
     return notes
-
-
-def check_images(dataset: RawDataset) -> None:
-    """UserError naming the images that are damaged. nnU-Net would not notice: the readers fill what is missing by 0."""
-    cases = [(case, list(files["images"])) for case, files in dataset.cases.items()]
-    workers = 0 if len(cases) == 1 else min(processes(), len(cases))
-    found = run_all(damage, cases, workers, "Checking images", lambda case: f"{case[0]}: the reader crashed")
-    reasons = [reason for reason in found if reason]
-    if reasons:
-        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
-        raise UserError(
-            f"{dataset.name} has damaged images. {'; '.join(reasons[:3])}{more}. Mend or remove the cases, then run "
-            "the command again."
-        )
 
 
 def _copy_labels(dataset: RawDataset) -> None:
