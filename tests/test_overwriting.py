@@ -14,8 +14,7 @@ import pytest
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import moving
-from nnunet_ssl.nnunet.datasets import open_dataset
-from nnunet_ssl.nnunet.preprocessing import is_preprocessed
+from nnunet_ssl.nnunet.preprocessing import RECORD
 from tests.import_tools import body, bring_in, commands, places, write
 
 __all__ = ["places"]  # a fixture
@@ -57,8 +56,8 @@ def test_excluded_and_replaced_images_leave_the_preprocessed_data(places):
     assert sorted(path.name for path in (places / DATA / "gt_segmentations").iterdir()) == ["a.nii.gz", "b.nii.gz"]
     assert highest(places, new.name, "a") > old + 3
     report = json.loads((places / "raw/Dataset901_T/import_report.json").read_text())
-    assert json.loads((places / DATA / "ssl_volumes/other_3d_fullres.json").read_text()) == report["volumes"]
-    assert infer_dataset_class(str(new)) is nnUNetDatasetBlosc2  # which allows no other kind of file in there
+    assert json.loads((new / RECORD).read_text())["volumes"] == report["volumes"]
+    assert infer_dataset_class(str(new)) is nnUNetDatasetBlosc2  # which allows no other kind of file beside the cases
 
 
 def preprocessed(places) -> Path:
@@ -183,25 +182,3 @@ def test_what_a_running_import_moved_aside_is_left_alone(places):
     hidden.mkdir()
     bring_in(places, overwrite=True)
     assert hidden.is_dir()
-
-
-def test_data_of_more_cases_or_of_other_volumes_is_not_the_dataset(places):
-    for name in "ab":
-        write(places / f"scans/{name}.nii.gz", body(ord(name)))
-    volumes = bring_in(places).report["volumes"]
-    folder = places / DATA / "data"
-    folder.mkdir(parents=True)
-    dataset = open_dataset(901)
-    for name in "ab":
-        assert not is_preprocessed(dataset, "data")
-        (folder / f"{name}.pkl").touch()
-    assert is_preprocessed(dataset, "data")  # by nnU-Net's own command, which leaves no record
-    record = places / DATA / "ssl_volumes/data.json"
-    record.parent.mkdir()
-    record.write_text(json.dumps(volumes))
-    assert is_preprocessed(dataset, "data")
-    record.write_text(json.dumps({**volumes, "a": "0"}))
-    assert not is_preprocessed(dataset, "data")
-    record.unlink()
-    (folder / "test1.pkl").touch()
-    assert not is_preprocessed(dataset, "data")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"  {note}")
     print("\nNext:")
-    if not is_preprocessed(adapted.dataset, configuration["data_identifier"]):
+    if not is_preprocessed(adapted.dataset, adapted.plans, name):
         print(f"  nnUNetv2_preprocess -d {adapted.dataset.id} -plans_name {plans_name} -c {name}")
     for trainer in (*TRAINERS, TWIN):
         print(f"  nnUNetv2_train {adapted.dataset.id} {name} 0 -tr {trainer} -p {plans_name}{device_option()}")

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     plans_name = planned.plans["plans_name"]
     trainer = pretrain_trainer(resolved(planned.plans, first)["ssl"]["objective"])
     print("\nNext:")
-    if not is_preprocessed(planned.dataset, resolved(planned.plans, first)["data_identifier"]):
+    if not is_preprocessed(planned.dataset, planned.plans, first):
         stock = f"nnUNetv2_preprocess -d {planned.dataset.id} -plans_name {plans_name} -c {first}"
         masked = "this command with --preprocess (nnU-Net's own needs label files, these images have none)"
         print(f"  {masked if planned.dataset.masked else stock}")

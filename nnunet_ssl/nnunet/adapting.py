@@ -28,7 +28,7 @@ from nnunet_ssl.nnunet.planners import (
     write_plans,
 )
 from nnunet_ssl.nnunet.planning import Planned
-from nnunet_ssl.nnunet.preprocessing import data_facts, share_data
+from nnunet_ssl.nnunet.preprocessing import data_facts, remember_data, share_data
 from nnunet_ssl.nnunet.reading import Pretrained, read_checkpoint
 from nnunet_ssl.nnunet.settings import collect, complete
 from nnunet_ssl.nnunet.source import INTENSITIES, Source, own_plan, source_of
@@ -67,6 +67,7 @@ def make_adapted(request: AdaptRequest) -> Planned:
     name = check_plans_name(request.name or f"{source.plans_name.removesuffix('Plans')}_{source.objective}Plans")
     older = existing_plans(dataset, name)
     _same_checkpoint(older, pretrained, dataset, name)
+    remember_data(dataset, older or {})
     changes = collect(request.overlays, request.settings)
     notes: list[str] = []
     if older is not None and request.config:

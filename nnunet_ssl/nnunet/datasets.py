@@ -18,7 +18,6 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import check_writable, replacing, write_json
 from nnunet_ssl.nnunet.volumes import check_values, damage
 
-VOLUMES = "ssl_volumes"  # folder in the preprocessed dataset: which imported volumes each folder of cases shows
 MASKS = "ssl_foreground_masks"  # folder in the preprocessed dataset, for cases that have no label file
 
 

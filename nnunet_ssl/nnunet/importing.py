@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.converting import PLAIN_ENDING, Outcome, Task, convert, reencode, remove_case
-from nnunet_ssl.nnunet.datasets import MASKS, VOLUMES, dataset_name, environment_folder, load_json
+from nnunet_ssl.nnunet.datasets import MASKS, dataset_name, environment_folder, load_json
 from nnunet_ssl.nnunet.dicom import Series, series_of
 from nnunet_ssl.nnunet.excluding import Exclusion, read_exclusion
 from nnunet_ssl.nnunet.files import write_json
@@ -27,7 +27,7 @@ from nnunet_ssl.nnunet.volumes import ending_of
 LINKABLE = (".nrrd", ".mha")  # beside .nii.gz: kept where all files are of one kind, since nnU-Net reads them
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # beside the folders of cases
-COMPUTED = (MASKS, VOLUMES, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")
+COMPUTED = (MASKS, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")
 CASE_ENDINGS = (".b2nd", ".pkl", ".npz", ".npy")
 
 

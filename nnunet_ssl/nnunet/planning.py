@@ -21,7 +21,7 @@ from nnunet_ssl.nnunet.configurations import (
 from nnunet_ssl.nnunet.datasets import RawDataset, dataset_name, open_dataset
 from nnunet_ssl.nnunet.like import like_plan
 from nnunet_ssl.nnunet.planners import check_plans_name, existing_plans, resolved, stock_plan, write_plans
-from nnunet_ssl.nnunet.preprocessing import share_data
+from nnunet_ssl.nnunet.preprocessing import remember_data, share_data
 from nnunet_ssl.nnunet.presets import apply_preset, limit_patches, load_preset
 from nnunet_ssl.nnunet.recipe import parse
 from nnunet_ssl.nnunet.settings import collect, recipe_class
@@ -76,6 +76,7 @@ def make_plan(request: PlanRequest) -> Planned:
     _check_planner(request)
     dataset = open_dataset(request.dataset)
     older = existing_plans(dataset, request.plans_name)
+    remember_data(dataset, older or {})
     changes = collect(request.overlays, request.settings)
     if request.config and older is not None:
         if request.planner is not None:

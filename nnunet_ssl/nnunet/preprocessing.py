@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import (
-    VOLUMES,
     RawDataset,
     environment_folder,
     load_json,
@@ -23,6 +22,9 @@ from nnunet_ssl.nnunet.import_report import REPORT
 from nnunet_ssl.nnunet.planners import plans_path, resolved
 from nnunet_ssl.nnunet.settings import DATA_KEYS
 
+# In a folder of cases: what it was made of, and how. Deeper than the cases, where nnU-Net allows no such file; what
+# deletes the cases, as nnU-Net's own preprocessing does first, deletes the record with them.
+RECORD = Path("ssl_record") / "record.json"
 SHARED_KEYS = ("transpose_forward", "image_reader_writer")
 
 
@@ -42,21 +44,43 @@ def data_facts(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     return facts
 
 
-def is_preprocessed(dataset: RawDataset, identifier: str) -> bool:
-    """Whether the folder holds the cases of the dataset, every one and no other.
+def is_preprocessed(dataset: RawDataset, plans: Mapping[str, Any], name: str) -> bool:
+    """Whether a configuration's folder holds the cases of the dataset, every one and no other, made as planned."""
+    return _is_ready(dataset, resolved(plans, name)["data_identifier"], data_facts(plans, name))
 
-    Where both are known, the volumes of the import must be those that were preprocessed, too.
-    """
+
+def _is_ready(dataset: RawDataset, identifier: str, facts: Mapping[str, Any]) -> bool:
+    """Of what was not recorded (nnU-Net's own command records nothing) the cases have to do."""
     folder = dataset.folder / identifier
     if {path.stem for path in folder.glob("*.pkl")} != set(dataset.cases):
         return False
-    volumes, record = _volumes(dataset), _record(dataset, identifier)
-    return volumes is None or not record.is_file() or load_json(record) == volumes
+    record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    volumes = _volumes(dataset)
+    same_volumes = volumes is None or record.get("volumes", volumes) == volumes
+    return same_volumes and record.get("facts", facts) == facts
 
 
-def _record(dataset: RawDataset, identifier: str) -> Path:
-    """Where the hashes of the volumes that a folder of cases shows are kept: nnU-Net allows no such file among them."""
-    return dataset.folder / VOLUMES / f"{identifier}.json"
+def remember_data(dataset: RawDataset, plans: Mapping[str, Any]) -> None:
+    """Record how data of this plan was preprocessed that has no record yet. To be called before the plan changes."""
+    for identifier, facts in _planned_data(plans):
+        folder = dataset.folder / identifier
+        if _is_own(plans, identifier) and folder.is_dir() and not (folder / RECORD).is_file():
+            write_json(folder / RECORD, {"facts": facts})
+
+
+def _is_own(plans: Mapping[str, Any], identifier: str) -> bool:
+    """Whether the folder was named for this plan, and not for one whose data it shares."""
+    return identifier.startswith(plans["plans_name"] + "_")
+
+
+def _planned_data(plans: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(folder of cases, what their images depend on) of every configuration; older and foreign formats are left out."""
+    for name in plans.get("configurations", {}):
+        try:
+            found = str(resolved(plans, name)["data_identifier"]), data_facts(plans, name)
+        except (KeyError, TypeError, ValueError, RuntimeError, UserError):
+            continue
+        yield found
 
 
 def _volumes(dataset: RawDataset) -> dict[str, Any] | None:
@@ -89,13 +113,9 @@ def _same_data(
     """(the folder that holds the same images, the folders that plans with other images use)."""
     same, taken = set(), set()
     for other in others:
-        for name in other["configurations"]:
-            try:
-                identifier = str(resolved(other, name)["data_identifier"])
-                (same if data_facts(other, name) == facts else taken).add(identifier)
-            except (KeyError, TypeError, ValueError, RuntimeError, UserError):
-                continue  # an older or a foreign format
-    ready = sorted(identifier for identifier in same if is_preprocessed(dataset, identifier))
+        for identifier, planned in _planned_data(other):
+            (same if planned == facts else taken).add(identifier)
+    ready = sorted(identifier for identifier in same if _is_ready(dataset, identifier, facts))
     return (ready[0] if ready else None), taken
 
 
@@ -108,8 +128,7 @@ def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Se
     notes, done = [], set()
     for name in configurations:
         identifier = resolved(plans, name)["data_identifier"]
-        own = identifier.startswith(plans["plans_name"] + "_")
-        if identifier in done or (not own and is_preprocessed(dataset, identifier)):
+        if identifier in done or (not _is_own(plans, identifier) and is_preprocessed(dataset, plans, name)):
             notes.append(f"{name}: {identifier} is there, nothing to preprocess")
             continue
         done.add(identifier)
@@ -120,9 +139,8 @@ def preprocess(dataset: RawDataset, plans: Mapping[str, Any], configurations: Se
             preprocessor.run(dataset.name, name, plans["plans_name"], num_processes=workers)
         except Exception as error:
             raise UserError(f"nnU-Net's preprocessing of {dataset.name} failed: {str(error).strip()[:300]}") from error
-        volumes = _volumes(dataset)
-        if volumes is not None:
-            write_json(_record(dataset, identifier), volumes)
+        record = {"facts": data_facts(plans, name), "volumes": _volumes(dataset)}
+        write_json(dataset.folder / identifier / RECORD, {k: v for k, v in record.items() if v is not None})
     _copy_labels(dataset)
     return notes
 
