@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import matplotlib.image
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from nnunet_ssl.trainers.Vox2VecPretrainTrainer import Vox2VecPretrainTrainer
 
+from nnunet_ssl.nnunet import dense
 from nnunet_ssl.nnunet.correspondence import Standard, nearest, round_trip
 from nnunet_ssl.nnunet.pictures import draw_grid, plane, values_at
 from nnunet_ssl.nnunet.report import FOLDER, write_report
 from nnunet_ssl.nnunet.subjects import Subject
+from nnunet_ssl.nnunet.windows import read_window
 from tests.tiny_dataset import tiny_dataset
 
 SSL = {"pairs_per_batch": 2, "voxels_per_pair": 48, "projector_hidden": [16], "projector_out": 8,
@@ -130,6 +133,25 @@ def test_the_report_of_a_trainer(tmp_path, monkeypatch, options, count):
     assert 0 < pairs["pretrained"]["retrieval_chance"] <= pairs["pretrained"]["retrieval_at_1"] + 0.05
     assert pairs["pretrained"]["alignment"] != pairs["untrained"]["alignment"]
     assert report["held_back_pairs"]["pretrained"]["retrieval_at_1"] == pairs["pretrained"]["retrieval_at_1"]
+
+
+def test_a_window_is_read_once_for_all_pictures(tmp_path, monkeypatch):
+    data = tiny_dataset(tmp_path, ssl=SSL, cases=4, shape=(24, 40, 24))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_compile", "nnUNet_n_proc_DA"):
+        monkeypatch.setenv(name, data.env[name])
+    reads = Counter()
+
+    def counted(image, window, patch):
+        reads[id(image), window.start] += 1
+        return read_window(image, window, patch)
+
+    monkeypatch.setattr(dense, "read_window", counted)
+    write_report(make_trainer(data))
+    images = {image: [count for (i, _), count in reads.items() if i == image] for image, _ in reads}
+    first, second = images.values()  # held in the order in which they were read
+    assert len(first) == len(second) == 2 * 4 * 2  # windows of the volume, all of which hold some of the points
+    assert set(first) == {2}  # a time for each of the two networks
+    assert set(second) <= {2, 4} and 4 in second  # and once more where matches lie, which the first time tells
 
 
 def make_trainer(data):

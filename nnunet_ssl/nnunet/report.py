@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.nnunet import preparing
-from nnunet_ssl.nnunet.correspondence import Standard, nearest, round_trip
+from nnunet_ssl.nnunet.comparing import Comparison
+from nnunet_ssl.nnunet.components import Components
 from nnunet_ssl.nnunet.dense import levels_reader, vectors_at
 from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.loader import VALIDATION
-from nnunet_ssl.nnunet.pca import fit_components
-from nnunet_ssl.nnunet.pictures import PLANES, Plane, draw_grid, plane, values_at
 from nnunet_ssl.nnunet.subjects import Subject, choose_subjects
 from nnunet_ssl.nnunet.watching import average, measure
 from nnunet_ssl.step import embed
 
 FOLDER = "representation_report"
-POINTS = 1500  # foreground voxels of a subject for the correspondences
-FIT_POINTS = 20_000  # voxels for the principal components
-QUERIES = 4
-Reader = Callable[[Subject, np.ndarray], Tensor]
+Reader = Callable[[Subject, Sequence[np.ndarray]], Sequence[Tensor]]
 
 
 def write_report(trainer: Any, num_cases: int = 3) -> dict[str, Any]:
@@ -64,12 +61,29 @@ def _report(trainer: Any, networks: dict[str, nn.Module], folder: Path, num_case
         "flip_axes": trainer.recipe.flip_axes,
         "mirror_axes": trainer.recipe.mirror_axes,
     }
-    pictures = pca_pictures(folder, subjects, readers, trainer.bare_network().channels)
-    if len(subjects) > 1:
-        report["correspondence"], path = compare(folder, subjects[0], subjects[1], readers)
-        pictures.append(path)
+    components = Components(subjects, trainer.bare_network().channels)
+    comparison = Comparison(*subjects[:2]) if len(subjects) > 1 else None
+    look(subjects, readers, components, comparison)
+    pictures = components.draw(folder)
+    if comparison is not None:
+        report["correspondence"] = comparison.report
+        pictures.append(comparison.draw(folder))
     report["pictures"] = [path.name for path in pictures]
     return report
+
+
+def look(subjects: Sequence[Subject], readers: dict[str, Reader], components: Components,
+         comparison: Comparison | None) -> None:  # fmt: skip
+    """Give every network's vectors to what is made of them. All that is known beforehand is read in one pass a subject:
+    most windows hold points of several pictures."""
+    for name, read in readers.items():
+        points: list[list[np.ndarray]] = [[where] for where in components.points]
+        for own, more in zip(points, comparison.points() if comparison else [], strict=False):
+            own += more
+        vectors = [read(subject, own) for subject, own in zip(subjects, points, strict=True)]
+        components.add(name, [v[0] for v in vectors])
+        if comparison:
+            comparison.add(name, [v[1:] for v in vectors[:2]], partial(read, subjects[1]))
 
 
 def untrained(trainer: Any) -> nn.Module:
@@ -84,15 +98,17 @@ def untrained(trainer: Any) -> nn.Module:
 
 
 def reader_of(trainer: Any, network: Any) -> Reader:
-    """(subject, points (n, 3)) -> raw voxel vectors (n, sum C_l) of a network on the CPU.
+    """(subject, sets of points (n, 3)) -> raw voxel vectors (n, sum C_l) of a network on the CPU, for each set.
 
-    Averaged over overlapping windows and read linearly: the borders of windows and of coarse voxels are no anatomy.
+    Averaged over overlapping windows and read linearly: the borders of windows and of coarse voxels are no anatomy. A
+    step of 0.75 patches would show the former.
     """
 
-    def read(subject: Subject, points: np.ndarray) -> Tensor:
+    def read(subject: Subject, points: Sequence[np.ndarray]) -> Sequence[Tensor]:
         patch_size = trainer.configuration_manager.patch_size
-        return vectors_at(levels_reader(network), network.strides, subject.image, patch_size, points, step=0.5,
-                          stitch="gaussian", reading="linear", device=trainer.device)  # fmt: skip
+        found = vectors_at(levels_reader(network), network.strides, subject.image, patch_size, np.concatenate(points),
+                           step=0.5, stitch="gaussian", reading="linear", device=trainer.device)  # fmt: skip
+        return found.split([len(where) for where in points])
 
     return read
 
@@ -118,99 +134,6 @@ def pair_metrics(trainer: Any, networks: dict[str, Any]) -> dict[str, Any]:
     finally:
         loader.close()
     return {name: average(values) for name, values in outputs.items()}
-
-
-def pca_pictures(folder: Path, subjects: Sequence[Subject], readers: dict[str, Reader],
-                 channels: Sequence[int]) -> list[Path]:  # fmt: skip
-    """One picture a subject: three planes, the image beside three principal components as colours; background is black.
-
-    The components are fitted to all subjects together: the same colour means the same feature in all of them.
-    """
-    planes = [[plane(s.mask.shape, axis, s.centre()[axis], s.spacing) for axis in range(3)] for s in subjects]
-    points = [np.concatenate([p.points for p in three]) for three in planes]
-    inside = [s.mask[tuple(where.T)] for s, where in zip(subjects, points, strict=True)]
-    columns: list[tuple[str, list[np.ndarray]]] = []
-    for name, read in readers.items():
-        # the background is not read: it costs most of the windows of a CT and is not shown
-        vectors = [read(s, where[mask]) for s, where, mask in zip(subjects, points, inside, strict=True)]
-        columns.append((name, colours(vectors, inside, channels)))
-        if name == "pretrained":
-            parts = [v.split(list(channels), dim=1) for v in vectors]
-            columns += [(f"level {i}", colours([p[i] for p in parts], inside)) for i in range(len(channels))]
-    columns.insert(1, columns.pop())  # the untrained network beside the pretrained one
-    written = []
-    for number, subject in enumerate(subjects):
-        path = folder / f"pca_{subject.case}.png"
-        _draw_pca(path, subject, planes[number], [(title, values[number]) for title, values in columns])
-        written.append(path)
-    return written
-
-
-def colours(vectors: Sequence[Tensor], inside: Sequence[np.ndarray], channels: Any = None) -> list[np.ndarray]:
-    """Foreground vectors of each subject (n foreground, C) and its mask (n,) -> RGB (n, 3) in [0, 1], black outside.
-
-    Fitted to all subjects; channels: widths of the levels, which then weigh the same.
-    """
-    body = torch.cat(list(vectors))
-    basis = fit_components(body[:: max(1, len(body) // FIT_POINTS)], groups=channels)
-    shown = [np.zeros((len(mask), 3), np.float32) for mask in inside]
-    for picture, v, mask in zip(shown, vectors, inside, strict=True):
-        picture[mask] = basis.colours(v).numpy()
-    return shown
-
-
-def _draw_pca(path: Path, subject: Subject, planes: Sequence[Plane], columns: Sequence[tuple[str, np.ndarray]]) -> None:
-    rows: list[list[dict[str, Any] | None]] = []
-    first = 0
-    for number, shown in enumerate(planes):
-        last = first + len(shown.points)
-        cells = [("image", values_at(subject.image, shown))]
-        cells += [(title, shown.picture(values[first:last])) for title, values in columns]
-        rows.append([{"image": image, "plane": shown, "title": "" if number else title} for title, image in cells])
-        first = last
-    note = "three principal components of the voxel vectors as red, green, blue; all levels, then each level (0 finest)"
-    draw_grid(path, rows, PLANES, subject.case, note)
-
-
-def compare(folder: Path, a: Subject, b: Subject, readers: dict[str, Reader]) -> tuple[dict[str, Any], Path]:
-    """Correspondences of two subjects: round trips in mm of every network, and a picture of similarities."""
-    rng = np.random.default_rng(0)
-    points_a, points_b = a.draw(POINTS, rng), b.draw(POINTS, rng)
-    result: dict[str, Any] = {"from": a.case, "by_way_of": b.case}
-    standards, vectors = {}, {}
-    for name, read in readers.items():
-        raw_a, raw_b = read(a, points_a), read(b, points_b)
-        standards[name] = Standard.of(raw_a, raw_b)
-        vectors[name] = standards[name](raw_a), standards[name](raw_b)
-        result[name] = round_trip(vectors[name][0], points_a, vectors[name][1], a.spacing)
-    rows = []
-    for number in a.spread(points_a, QUERIES):
-        query = {name: v[0][number] for name, v in vectors.items()}
-        match = points_b[int(nearest(query["pretrained"][None], vectors["pretrained"][1]))]
-        rows.append(_similarity_row(a, b, points_a[number], match, query, standards, readers))
-    path = folder / f"similarity_{a.case}_{b.case}.png"
-    names = [f"query {i + 1}" for i in range(len(rows))]
-    note = "cosine of standardised voxel vectors, -1 to 1; red +: the query, and its most similar voxel of the other"
-    draw_grid(path, rows, names, f"similarity to one voxel of {a.case}, there and in {b.case}", note)
-    return result, path
-
-
-def _similarity_row(
-    a: Subject, b: Subject, point: np.ndarray, match: np.ndarray, query: dict[str, Tensor],
-    standards: dict[str, Standard], readers: dict[str, Reader],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Axial planes through the query in A and its match in B: image, similarity, and that without training."""
-    plane_a, plane_b = (plane(s.mask.shape, 0, int(where[0]), s.spacing) for s, where in ((a, point), (b, match)))
-    cells: list[dict[str, Any]] = []
-    for subject, shown, where, names in ((a, plane_a, point, ["pretrained"]), (b, plane_b, match, list(query))):
-        cells.append({"image": values_at(subject.image, shown), "plane": shown, "mark": where, "title": subject.case})
-        inside = subject.mask[tuple(shown.points.T)]
-        for name in names:
-            similarity = np.full(len(inside), np.nan, np.float32)  # the background stays white
-            similarity[inside] = (standards[name](readers[name](subject, shown.points[inside])) @ query[name]).numpy()
-            cells.append({"image": shown.picture(similarity), "plane": shown, "title": name,
-                          "limits": (-1.0, 1.0), "colours": "coolwarm"})  # fmt: skip
-    return cells  # the pretrained network in A and B, the untrained one in B
 
 
 def summary(report: dict[str, Any]) -> list[str]:
