@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.downstream_tools import SHORT, TRAINERS, pretrained_file, set_ssl, st
 from tests.tiny_dataset import tiny_dataset
 
 TRAIN = "nnunetv2.run.run_training:run_training_entry"
+PREDICT = "nnunetv2.inference.predict_from_raw_data:predict_entry_point"
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +44,30 @@ def test_training_leaves_what_nnunet_leaves(name, trained):
     assert f"Next: nnUNetv2_predict -d {trained.dataset_id}" in trained.printed and f"-tr {name} -c" in trained.printed
 
 
-def test_stock_predict_from_a_fresh_process(trained, tmp_path):
+@pytest.fixture(scope="module")
+def predicted(trained, tmp_path_factory):
+    """What each trainer's model predicts in a fresh process: one by the command itself, the rest by its entry point."""
+    root = tmp_path_factory.mktemp("predicted")
+    case = trained.cases[0]  # the fold's validation case
+    (root / "images").mkdir()
+    shutil.copy(trained.raw / trained.dataset_name / "imagesTr" / f"{case}_0000.nii.gz", root / "images")
+    common = ["-d", trained.dataset_id, "-i", root / "images", "-f", 0, "-c", trained.configuration, "-p",
+              trained.plans_name, "-device", "cpu"]  # fmt: skip
+    calls = {name: [*common, "-o", root / name, "-tr", name] for name in TRAINERS}
+    stock(trained, "nnUNetv2_predict", *calls[TRAINERS[0]], "-npp", 1, "-nps", 1)
+    # one process without workers for the others: importing is most of a prediction this small
+    stock_entries(trained, *[[PREDICT, *calls[name], "-npp", 0, "-nps", 0] for name in TRAINERS[1:]])
+    return {name: root / name / f"{case}.nii.gz" for name in TRAINERS}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_stock_predict_from_a_fresh_process(name, trained, predicted):
     import SimpleITK as sitk
 
-    name = "SSLNonlinearProbeTrainer"
-    images = trained.raw / trained.dataset_name / "imagesTr"
-    stock(trained, "nnUNetv2_predict", "-d", trained.dataset_id, "-i", images, "-o", tmp_path, "-f", 0, "-tr", name,
-          "-c", trained.configuration, "-p", trained.plans_name, "-device", "cpu", "-npp", 1, "-nps", 1)  # fmt: skip
-    # the first case is the fold's validation case: training's own prediction is the oracle
-    case = trained.cases[0]
-    found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"{case}.nii.gz")))
-    expected = sitk.GetArrayFromImage(
-        sitk.ReadImage(str(folder(trained, name) / "validation" / f"{case}.nii.gz"))
-    )
+    # training's own prediction of its validation case is the oracle
+    validated = folder(trained, name) / "validation" / predicted[name].name
+    found, expected = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (predicted[name], validated))
+    assert len(np.unique(expected)) > 1
     assert np.mean(found == expected) > 0.99  # the volume is normalised anew from the image file
 
 
