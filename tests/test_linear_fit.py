@@ -34,7 +34,8 @@ def test_windows_cover_the_ends_and_keep_their_distance():
     starts = axis_starts(50, 16, 0.5, offset=3)
     assert starts[0] == 0 and starts[-1] == 34
     assert max(np.diff(starts)) <= 8
-    assert axis_starts(10, 16) == [-3]
+    assert axis_starts(49, 32, 0.5) == [0, 8, 17] and axis_starts(49, 32, 0.6) == [0, 17]
+    assert axis_starts(10, 16) == [-3] and axis_starts(16, 16) == [0]
     with pytest.raises(ValueError, match="step"):
         windows((8, 8, 8), (4, 4, 4), 0.0)
 

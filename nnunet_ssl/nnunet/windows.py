@@ -40,13 +40,16 @@ class Window:
 def axis_starts(size: int, patch: int, step: float = 0.5, offset: int = 0) -> list[int]:
     """Window starts along one axis of `size` voxels, at most `step * patch` apart, increasing, the ends included.
 
-    An axis shorter than the patch has one centred (negative) start. `offset` > 0 shifts the inner starts, so that
-    repeated passes see a voxel at other places of the network's grid.
+    They are evenly spaced, as nnU-Net's: no two windows see almost the same. An axis shorter than the patch has one
+    centred (negative) start. `offset` > 0 shifts the inner starts, so that repeated passes see a voxel at other places
+    of the network's grid; the last gap takes what is left.
     """
     if size <= patch:
         return [-((patch - size) // 2)]
     stride = max(1, int(patch * step))
     last = size - patch
+    if not offset % stride:
+        return np.linspace(0, last, -(-last // stride) + 1).round().astype(int).tolist()
     inner = range(-(offset % stride), last, stride)
     return sorted({min(max(start, 0), last) for start in inner} | {0, last})
 
