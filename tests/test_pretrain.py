@@ -42,6 +42,7 @@ def test_command(tmp_path: Path, kind: dict[str, Any]) -> None:
     rows = metrics(folder)
     assert [row["epoch"] for row in rows] == [0, 1]
     assert all(math.isfinite(row[key]) for row in rows for key in NUMBERS)
+    assert all(0 < row["effective_rank"] <= row["effective_rank_max"] == 8 for row in rows)
     assert len(rows[0]["level_std"]) == 3 and rows[0]["retrieval_chance"] == pytest.approx(1 / 64, rel=0.5)
     assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)

@@ -18,7 +18,7 @@ PANELS: list[tuple[str, list[str], bool]] = [
     ("loss terms", [], False),  # filled with what the criterion reports
     ("same-voxel retrieval@1", RETRIEVAL, False),
     ("alignment (0: views agree) and uniformity (lower: spread)", ["alignment", "uniformity"], False),
-    ("effective rank", ["effective_rank", "effective_rank_raw"], True),
+    ("effective rank (max: as many as there can be)", ["effective_rank", "effective_rank_max", "effective_rank_raw"], True),
     ("standard deviation per level (0 finest)", ["level_std"], True),
     ("online probe Dice", ["probe_dice"], False),
     ("learning rate", ["lr"], False),
@@ -69,7 +69,7 @@ def epoch_line(metrics: Metrics) -> str:
         f"val_loss {_number(metrics.get('val_loss'))}",
         f"retrieval@1 {_number(metrics.get('retrieval_at_1'), 3)}",
         f"chance {_number(metrics.get('retrieval_chance'), 4)}",
-        f"rank {_number(metrics.get('effective_rank'), 1)}",
+        f"rank {_number(metrics.get('effective_rank'), 1)} of {_number(metrics.get('effective_rank_max'), 0)}",
     ]
     if metrics.get("probe_dice") is not None:
         parts.append(f"probe Dice {_number(metrics['probe_dice'], 3)}")

@@ -35,6 +35,7 @@ def measure(embeddings: Any, valid: Tensor, cases: Sequence[str], channels: Sequ
         "alignment": diagnostics.alignment(z_a, z_b),
         "uniformity": diagnostics.uniformity(z_a),
         "effective_rank": diagnostics.effective_rank(z_a),
+        "effective_rank_max": float(min(z_a.shape[1], len(rows) - 1)),
         "effective_rank_raw": diagnostics.effective_rank(raw_a),
         "level_std": diagnostics.level_std(raw_a, channels),
     }
