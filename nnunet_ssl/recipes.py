@@ -63,6 +63,7 @@ class BaseRecipe:
     # watching
     probe: dict[str, Any] | None = None  # {"dataset": id, "every": epochs, "cases": number, ...}
     min_effective_rank: float = 4.0  # a warning below it
+    report_cases: int = 3  # subjects whose features the report shows in the end; 0: numbers alone
     mirror_axes: list[int] | None = None  # for the downstream trainers; None: as nnU-Net decides
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def base_rules(objective: str) -> dict[str, fields.Rule]:
     }
     groups: list[tuple[fields.Rule, str]] = [
         (fields.whole(1), "volumes_per_batch save_every num_epochs num_iterations_per_epoch"),
-        (fields.whole(0), "warmup_epochs seed num_val_iterations_per_epoch"),
+        (fields.whole(0), "warmup_epochs seed num_val_iterations_per_epoch report_cases"),
         (fields.number(0.0), "vicreg_sim vicreg_var vicreg_cov lambda_off weight_decay min_effective_rank"),
         (fields.number(0.0, above=True), "temperature initial_lr"),
     ]

@@ -60,6 +60,17 @@ def test_command(ssl: dict[str, Any], kind: dict[str, Any], tmp_path: Path) -> N
     assert (folder / "representation_report").is_dir() and (folder / "progress.png").is_file()
 
 
+def test_a_report_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_dataset(tmp_path, cases=3, ssl={**PIX2REP, "num_epochs": 1, "report_cases": 0})
+    trainer = in_process(tiny, monkeypatch, trainer=TRAINER)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    folder = output_folder(tiny, trainer=TRAINER) / "representation_report"
+    report = json.loads((folder / "representation.json").read_text())
+    assert [path.name for path in folder.iterdir()] == ["representation.json"] and report["pictures"] == []
+    assert 0 <= report["held_back_pairs"]["pretrained"]["retrieval_at_1"] <= 1 and report["cases"] == []
+
+
 @pytest.mark.parametrize("loss", ["info_nce", "barlow_twins"])
 def test_it_learns(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retrieval on held-back pairs rises far above chance, and above where a random network starts."""

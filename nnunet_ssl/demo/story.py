@@ -56,7 +56,7 @@ class Size:
     arms: tuple[Arm, ...] = ARMS
 
 
-NORMAL = Size(unlabelled=30, labelled=2, tests=8, epochs=6, epoch_steps=50, downstream_epochs=5,
+NORMAL = Size(unlabelled=30, labelled=2, tests=8, epochs=6, epoch_steps=30, downstream_epochs=5,
               downstream_epoch_steps=30)  # fmt: skip
 SHORTEST = Size(unlabelled=4, labelled=1, tests=1, epochs=1, epoch_steps=2, downstream_epochs=1,
                 downstream_epoch_steps=2, head_init="random", arms=ARMS[:2])  # fmt: skip
@@ -123,7 +123,8 @@ class Story:
             return
         # One step at a rate of nothing: a checkpoint of random weights, to be probed like the others.
         self.shell.run("plan of the random network", *plan, "--config", "untrained", *_set(
-            num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1, initial_lr=1e-12), workers=None)
+            num_epochs=1, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1, initial_lr=1e-12,
+            report_cases=0), workers=None)
         self._train_pretrainer("random network", "untrained")
 
     def _train_pretrainer(self, title: str, configuration: str) -> None:

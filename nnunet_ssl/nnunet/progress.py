@@ -18,7 +18,7 @@ PANELS: list[tuple[str, list[str], bool]] = [
     ("loss terms", [], False),  # filled with what the criterion reports
     ("same-voxel retrieval@1", RETRIEVAL, False),
     ("alignment (0: views agree) and uniformity (lower: spread)", ["alignment", "uniformity"], False),
-    ("effective rank (max: as many as there can be)", ["effective_rank", "effective_rank_max", "effective_rank_raw"], True),
+    ("effective rank, and how high it can be", ["effective_rank", "effective_rank_max", "effective_rank_raw"], True),
     ("standard deviation per level (0 finest)", ["level_std"], True),
     ("online probe Dice", ["probe_dice"], False),
     ("learning rate", ["lr"], False),

@@ -31,8 +31,10 @@ FOLDER = "representation_report"
 Reader = Callable[[Subject, Sequence[np.ndarray]], Sequence[Tensor]]
 
 
-def write_report(trainer: Any, num_cases: int = 3) -> dict[str, Any]:
+def write_report(trainer: Any) -> dict[str, Any]:
     """Write representation.json, pca_*.png and similarity_*.png into `representation_report/`; returns the JSON.
+
+    ``report_cases`` of the recipe: how many subjects the pictures show; 0 makes none.
 
     trainer: an initialised PretrainTrainer with its final weights. For one process; the others need not take part.
     """
@@ -42,7 +44,7 @@ def write_report(trainer: Any, num_cases: int = 3) -> dict[str, Any]:
     try:
         for network in networks.values():
             network.eval()
-        report = _report(trainer, networks, folder, num_cases)
+        report = _report(trainer, networks, folder)
     finally:
         for name, network in networks.items():
             network.train(modes[name])
@@ -52,16 +54,20 @@ def write_report(trainer: Any, num_cases: int = 3) -> dict[str, Any]:
     return report
 
 
-def _report(trainer: Any, networks: dict[str, nn.Module], folder: Path, num_cases: int) -> dict[str, Any]:
-    subjects = choose_subjects(trainer, num_cases)
+def _report(trainer: Any, networks: dict[str, nn.Module], folder: Path) -> dict[str, Any]:
+    number = trainer.recipe.report_cases
+    subjects = choose_subjects(trainer, number) if number else []
     readers = {name: reader_of(trainer, network) for name, network in networks.items()}
     report: dict[str, Any] = {
         "held_back_pairs": pair_metrics(trainer, networks),
         "cases": [{"case": subject.case, "held_back": subject.held_back} for subject in subjects],
         "correspondence": None,
+        "pictures": [],
         "flip_axes": trainer.recipe.flip_axes,
         "mirror_axes": trainer.recipe.mirror_axes,
     }
+    if not subjects:
+        return report
     components = Components(subjects, trainer.bare_network().channels)
     comparison = Comparison(*subjects[:2]) if len(subjects) > 1 else None
     look(subjects, readers, components, comparison)
