@@ -83,8 +83,12 @@ setup(
         "blosc2",
         "matplotlib",
         "tqdm",
+        "tomli; python_version < '3.11'",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "mypy", "setuptools", "wheel"]},
+    extras_require={
+        "bench": ["surface-distance", "scipy<2"],
+        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "mypy", "setuptools", "wheel"],
+    },
     entry_points={"console_scripts": ["nnunet_ssl = nnunet_ssl.cli.main:main"]},
     cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth},
 )
