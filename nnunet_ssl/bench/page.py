@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #111; }
 table { border-collapse: collapse; font-size: 13px; width: 100%; }
 td, th { padding: 3px 8px; border-bottom: 1px solid #ccc; text-align: right; vertical-align: bottom; }
-td:nth-child(3), td:last-child { text-align: left; }
+td:nth-child(3), th:nth-child(3), td:last-child { text-align: left; }
 img { max-width: 100%; } .missing { color: #a00; } @media print { body { margin: 0; } }
 """
 
@@ -96,12 +97,13 @@ def _few_shot(arms: Sequence[Arm]) -> str:
     numbers = list(dict.fromkeys(arm.key[1] for arm in arms))
     looks = _titles(arms)
     for index, (title, (colour, marker)) in enumerate(looks.items()):
-        found = [(numbers.index(arm.key[1]), arm.summaries["dice"]) for arm in arms if arm.title == title]
-        points = [(x + 0.06 * (index - len(looks) / 2), s) for x, s in found if s is not None]
-        if points:
-            means = [s.mean for _, s in points]
-            errors = [[s.mean - s.low for _, s in points], [s.high - s.mean for _, s in points]]
-            ax.errorbar([x for x, _ in points], means, errors, color=colour, marker=marker, capsize=3, label=title)
+        found = {arm.key[1]: arm.summaries["dice"] for arm in arms if arm.title == title}
+        places = [x + 0.06 * (index - len(looks) / 2) for x in range(len(numbers))]
+        known = [found.get(number) for number in numbers]  # a missing one breaks the line
+        means = [s.mean if s else math.nan for s in known]
+        errors = [[s.mean - s.low if s else 0 for s in known], [s.high - s.mean if s else 0 for s in known]]
+        if any(known):
+            ax.errorbar(places, means, errors, color=colour, marker=marker, capsize=3, label=title)
     ax.set_xticks(range(len(numbers)), [str(n) for n in numbers])
     ax.set_xlabel("labelled cases")
     ax.set_ylabel("Dice, 95 % interval")
