@@ -82,16 +82,16 @@ def draw_map(
     crop = geometry.compose(geometry.translation(start), geometry.flip(patch, mirrored))
     if recipe.spatial == "none":
         return crop
-    limits = np.deg2rad(_rotation_limits(recipe, len(patch)))
-    angles = rng.uniform(-limits, limits)
+    limits = np.deg2rad(angles(recipe.rotation_deg, len(patch)))
+    turn = rng.uniform(-limits, limits)
     scale = np.exp(rng.uniform(*np.log(recipe.scale)))
-    return geometry.compose(geometry.rotation_scale(list(angles), 1.0 / scale, spacing_mm, anchor), crop)
+    return geometry.compose(geometry.rotation_scale(list(turn), 1.0 / scale, spacing_mm, anchor), crop)
 
 
-def _rotation_limits(recipe: Recipe, ndim: int) -> NDArray[np.float64]:
-    """Degrees per angle: three in 3D, one in 2D."""
+def angles(rotation_deg: float | Sequence[float], ndim: int) -> NDArray[np.float64]:
+    """``rotation_deg`` as one number an angle: three in 3D, one in 2D. Raises ValueError for another number of them."""
     count = 3 if ndim == 3 else 1
-    limits = np.atleast_1d(np.asarray(recipe.rotation_deg, dtype=np.float64))
+    limits = np.atleast_1d(np.asarray(rotation_deg, dtype=np.float64))
     if len(limits) not in (1, count):
         raise ValueError(f"rotation_deg has {len(limits)} numbers; expected one number or {count} for {ndim}D views")
     return limits + np.zeros(count)
@@ -103,7 +103,7 @@ def box_size(patch: Sequence[int], spacing_mm: Sequence[float], recipe: Recipe) 
     """
     if recipe.spatial == "none":
         return tuple(int(p) for p in patch)
-    bound = turn_bound(_rotation_limits(recipe, len(patch)), len(patch))
+    bound = turn_bound(angles(recipe.rotation_deg, len(patch)), len(patch))
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     side = (np.asarray(patch) - 1) * spacing / recipe.scale[0]  # mm
     reach = np.minimum(bound @ side, np.linalg.norm(side)) / spacing

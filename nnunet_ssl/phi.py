@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nnunet_ssl import elastic, geometry
 from nnunet_ssl.anchors import Ints, Reader, draw_anchor
-from nnunet_ssl.drawing import draw_starts, read_box, turn_bound
+from nnunet_ssl.drawing import angles, draw_starts, read_box, turn_bound
 from nnunet_ssl.geometry import Matrix
 
 if TYPE_CHECKING:
@@ -130,16 +130,13 @@ def rotation_limits(spacing_mm: Sequence[float], recipe: Recipe) -> NDArray[np.f
     another number of angles than the views have.
     """
     ndim = len(spacing_mm)
-    count = 3 if ndim == 3 else 1
-    if recipe.rotation_deg is None:
-        limits = np.array([90.0, 15.0, 15.0][:count])
-        if ndim == 3 and max(spacing_mm) / min(spacing_mm) > ANISOTROPIC:
-            limits = np.where(np.arange(3) == int(np.argmax(spacing_mm)), 90.0, 0.0)
-        return limits
-    given = np.atleast_1d(np.asarray(recipe.rotation_deg, dtype=np.float64))
-    if len(given) not in (1, count):
-        raise ValueError(f"rotation_deg has {len(given)} numbers; expected one number or {count} for {ndim}D views")
-    return given + np.zeros(count)
+    if recipe.rotation_deg is not None:
+        return angles(recipe.rotation_deg, ndim)
+    if ndim == 2:
+        return angles(90.0, ndim)
+    anisotropic = max(spacing_mm) / min(spacing_mm) > ANISOTROPIC
+    coarse = np.arange(3) == int(np.argmax(spacing_mm))
+    return np.where(coarse, 90.0, 0.0) if anisotropic else angles([90.0, 15.0, 15.0], ndim)
 
 
 def box_size(patch: Sequence[int], spacing_mm: Sequence[float], recipe: Recipe) -> tuple[int, ...]:
