@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from nnunet_ssl.nnunet.pretrain import PretrainTrainer
 from nnunet_ssl.objectives.vox2vec import Recipe
 
@@ -15,13 +13,3 @@ class Vox2VecPretrainTrainer(PretrainTrainer):
     """
 
     recipe_class = Recipe
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
