@@ -333,17 +333,20 @@ def made_up(
 
 def flat(key: dict[str, Any], subject: int) -> float:
     base = {"linear": 0.5, "ft-fast": 0.8, "scratch": 0.6}[key["protocol"]]
-    return base + 0.01 * subject + 0.02 * key["draw"]
+    slope = {"linear": 0.01, "ft-fast": 0.011, "scratch": 0.009}[key["protocol"]]  # no two differences alike
+    return base + slope * subject + 0.02 * key["draw"]
 
 
 def test_a_table_has_the_known_answers(tmp_path: Path) -> None:
     grid = made_up(tmp_path, flat)
     rows = {(row["labelled"], row["arm"]): row for row in table_rows(arms_of(grid))}
     found = rows[(1, "first ft-fast")]
-    assert found["dice"] == pytest.approx(0.8 + 0.055 + 0.01) and found["sd_draws"] == pytest.approx(0.02 / 2**0.5)
-    assert found["difference"] == pytest.approx(0.2) and found["signs"] == "++" and found["nsd"] == 0.5
-    assert rows[(1, "second linear")]["difference"] == pytest.approx(-0.1) and found["parameters"] == 100
-    # every subject differs by the same: the exact two-sided test over 12 subjects; 12 comparisons in the family
+    assert found["dice"] == pytest.approx(0.8 + 0.011 * 5.5 + 0.01) and found["sd_draws"] == pytest.approx(
+        0.02 / 2**0.5
+    )
+    assert found["difference"] == pytest.approx(0.2 + 0.002 * 5.5) and found["signs"] == "++" and found["nsd"] == 0.5
+    assert rows[(1, "second linear")]["difference"] == pytest.approx(-0.1 + 0.001 * 5.5) and found["parameters"] == 100
+    # every subject differs the same way: the exact two-sided test over 12 subjects; 12 comparisons in the family
     assert found["p"] == pytest.approx(2 / 2**12) and found["p_holm"] == pytest.approx(12 * 2 / 2**12)
     assert rows[(1, "scratch (first's plan)")]["difference"] is None and found["note"] == ""
     assert (rows[("all", "first linear")]["signs"], rows[("all", "first linear")]["jobs"]) == ("-", 1)
@@ -356,7 +359,9 @@ def test_what_is_missing_shows(tmp_path: Path) -> None:
     rows = {(row["labelled"], row["arm"]): row for row in table_rows(arms_of(grid))}
     arm = rows[(1, "first linear")]
     assert (
-        arm["difference"] == pytest.approx(-0.1) and arm["signs"] == "-" and "compared on 1 shared draws" in arm["note"]
+        arm["difference"] == pytest.approx(-0.1 + 0.001 * 5.5)
+        and arm["signs"] == "-"
+        and "compared on 1 shared draws" in arm["note"]
     )
     assert rows[(1, "scratch (first's plan)")]["note"] == "1 of 2 jobs"
     missing = rows[(2, "second linear")]
