@@ -111,17 +111,17 @@ def test_open_angles_are_those_of_the_data():
         phi.box_size((16, 16), (1.0, 1.0), replace(PLAIN, flip_axes=[2]))
 
 
-@pytest.mark.parametrize("shape", [(21, 30), (14, 18, 16)])
+@pytest.mark.parametrize("shape", [(21, 30), (11, 12, 11)])
 def test_the_strongest_bending_does_not_fold(shape):
-    """Determinant of the deformation's Jacobian, by differences of a tenth of a voxel: positive everywhere."""
+    """Determinant of the deformation's Jacobian, by differences of a fifth of a voxel: positive everywhere."""
     spacing = [5.0] * len(shape)
     generator = torch.Generator().manual_seed(0)
     lattice = (1, len(shape), *lattice_shape(shape, spacing))
-    axes = [torch.arange(0, size - 1, 0.1, dtype=torch.float64) for size in shape]
+    axes = [torch.arange(0, size - 1, 0.2, dtype=torch.float64) for size in shape]
     for _ in range(10):
         signs = torch.where(torch.rand(lattice, generator=generator) < 0.5, -1.0, 1.0).double()
         field = displacement(signs * LARGEST_MOVE[len(shape)] * 5.0, axes, spacing)[0]
-        columns = [torch.diff(field, dim=d) / 0.1 for d in range(len(shape))]
+        columns = [torch.diff(field, dim=d) / 0.2 for d in range(len(shape))]
         columns = [c[tuple(slice(0, n - 1) for n in field.shape[:-1])] for c in columns]
         jacobian = torch.stack(columns, -1) + torch.eye(len(shape), dtype=torch.float64)
         assert torch.linalg.det(jacobian).min() > 0
