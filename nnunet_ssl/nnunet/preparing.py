@@ -22,6 +22,7 @@ from nnunet_ssl.nnunet.masks import CT_SCHEME, mask_maker
 from nnunet_ssl.nnunet.pyramid_of import pyramid_strides
 from nnunet_ssl.nnunet.recipe import parse, ssl_block, to_block
 from nnunet_ssl.nnunet.settings import pretrain_trainer
+from nnunet_ssl.nnunet.splits import Split, stock_split
 from nnunet_ssl.objectives import objective_of
 
 
@@ -96,16 +97,11 @@ def require_preprocessed(trainer: Any) -> None:
         )
 
 
-def split(trainer: Any, stock_split: Callable[[], tuple[list[str], list[str]]]) -> tuple[list[str], list[str]]:
+def split(trainer: Any, by_stock: Callable[[], Split]) -> Split:
     """(training, held-back) cases: max(1, 5 %) held back for fold all, nnU-Net's own split for a number."""
     if trainer.fold == "all":
         return hold_back(nnUNetDatasetBlosc2.get_identifiers(trainer.preprocessed_dataset_folder))
-    try:
-        training, validation = stock_split()
-    except ValueError as error:
-        raise UserError(f"Fold {trainer.fold} cannot be made ({error}). Use fold all.") from None
-    if not training or not validation:
-        raise UserError(f"Fold {trainer.fold} has no {'validation' if training else 'training'} cases; use fold all.")
+    training, validation = stock_split(trainer.fold, by_stock)
     return sorted(training), sorted(validation)
 
 

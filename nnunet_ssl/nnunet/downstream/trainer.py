@@ -22,6 +22,7 @@ from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimize
 from nnunet_ssl.nnunet.downstream.settings import read_recipe, resolve
 from nnunet_ssl.nnunet.masks import mask_maker
 from nnunet_ssl.nnunet.recipe import ssl_block
+from nnunet_ssl.nnunet.splits import stock_split
 from nnunet_ssl.nnunet.stopping import show_user_errors_plainly
 
 NAMES = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
@@ -114,7 +115,7 @@ class DownstreamTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         if self.draws_unlabelled:
             return self.unlabelled_cases(), self.unlabelled_cases()
-        train, validation = super().do_split()
+        train, validation = stock_split(self.fold, super().do_split)
         chosen = self._labelled(train)
         return chosen, (chosen if self.fold == "all" else validation)
 
@@ -124,7 +125,7 @@ class DownstreamTrainer(nnUNetTrainer):
 
     def unlabelled_cases(self) -> list[str]:
         """The fold's training cases that ``ssl.labelled`` leaves out."""
-        train = super().do_split()[0]
+        train, _ = stock_split(self.fold, super().do_split)
         return sorted(set(train) - set(self._labelled(train)))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
