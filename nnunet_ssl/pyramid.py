@@ -9,11 +9,15 @@ level with stride s spans [k s - 0.5, (k + 1) s - 0.5).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nnunet_ssl.blending import blend
+
+Change = Callable[[Tensor], Tensor]
 
 
 def gather(
@@ -22,6 +26,7 @@ def gather(
     coords: Tensor,
     mode: str = "nearest",
     outside: str = "border",
+    changes: Sequence[Change | None] | None = None,
 ) -> Tensor:
     """Voxel vectors: the features of every level at each point, finest level first (vox2vec, Section 2).
 
@@ -31,7 +36,9 @@ def gather(
     :param mode: "nearest" (the published reading: the voxel that contains the point) or "linear"
     :param outside: what a point outside of a level finds: the value at its "border", or (linear alone) "zeros", reached
         linearly within one voxel
-    :return: (B, N, sum of C_l) in the levels' type
+    :param changes: for each level None, or a function of vectors (B, P, C_l) -> (B, P, W_l) that makes, voxel by
+        voxel, what is read; reading few points so costs less than changing the whole level
+    :return: (B, N, sum of C_l, or W_l) in the levels' type
     :raises ValueError: unknown mode, or levels, strides and coordinates that do not fit each other
     """
     if mode not in ("nearest", "linear"):
@@ -47,20 +54,20 @@ def gather(
         raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
     # half precision cannot tell voxels apart beyond 2048
     coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
-    pairs = zip(levels, strides, strict=True)
-    if mode == "nearest":
-        return torch.cat([_nearest(level, coords, stride) for level, stride in pairs], -1)
-    return torch.cat([_linear(level, coords, stride, outside == "zeros") for level, stride in pairs], -1)
+    parts = []
+    for level, stride, change in zip(levels, strides, changes or [None] * len(levels), strict=True):
+        at = (_nearest(level, coords, stride), None) if mode == "nearest" else (
+            _linear(level, coords, stride, outside == "zeros"))  # fmt: skip
+        parts.append(_read(level, *at, change))
+    return torch.cat(parts, -1)
 
 
-def _take(level: Tensor, index: Tensor) -> Tensor:
-    """(B, C, *S) at integer voxels (B, N, D) that lie inside -> (B, N, C)."""
-    flat = torch.zeros_like(index[..., 0])
-    for axis, size in enumerate(level.shape[2:]):
-        flat = flat * size + index[..., axis]
-    channels = level.shape[1]
-    taken = level.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1))  # (B, C, N)
-    return taken.transpose(1, 2)
+def _flat(voxel: Tensor, size: Sequence[int]) -> Tensor:
+    """Integer voxels (..., D) of a grid -> their numbers (...) in the flattened grid."""
+    flat = torch.zeros_like(voxel[..., 0])
+    for axis, n in enumerate(size):
+        flat = flat * n + voxel[..., axis]
+    return flat
 
 
 def _last_voxel(level: Tensor) -> Tensor:
@@ -68,11 +75,13 @@ def _last_voxel(level: Tensor) -> Tensor:
 
 
 def _nearest(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
+    """(B, N, 1) number of the voxel of a level that contains each point."""
     index = torch.floor((coords + 0.5) / coords.new_tensor(stride)).long()
-    return _take(level, index.clamp_min(0).minimum(_last_voxel(level)))
+    return _flat(index.clamp_min(0).minimum(_last_voxel(level)), level.shape[2:])[..., None]
 
 
-def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], zeros: bool) -> Tensor:
+def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], zeros: bool) -> tuple[Tensor, Tensor]:
+    """(B, N, 2^D) numbers of the voxels around each point, and their weights."""
     last = _last_voxel(level)
     position = (coords + 0.5) / coords.new_tensor(stride) - 0.5
     if zeros:  # within reach, so that a voxel's number stays one; there every corner is outside
@@ -81,19 +90,24 @@ def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], zeros: bool) -
         position = position.clamp_min(0).minimum(last.to(position.dtype))
     low = position.floor().long()
     weight_high = position - low  # (B, N, D)
-    total = None
-    # corner by corner, not all 2^D at once: the vectors of a batch are large
+    voxels, weights = [], []
     for corner in itertools.product((0, 1), repeat=coords.shape[-1]):
         high = torch.tensor(corner, device=coords.device, dtype=torch.bool)
-        weight = torch.where(high, weight_high, 1 - weight_high).prod(-1, keepdim=True)
+        weight = torch.where(high, weight_high, 1 - weight_high).prod(-1)
         voxel = low + high.long()
         inside = torch.minimum(voxel, last).clamp_min(0)
-        if zeros:
-            weight = weight * (voxel == inside).all(-1, keepdim=True)
-        part = weight * _take(level, inside)
-        total = part if total is None else total + part
-    assert total is not None
-    return total.to(level.dtype)
+        voxels.append(_flat(inside, level.shape[2:]))
+        weights.append(weight * (voxel == inside).all(-1) if zeros else weight)
+    return torch.stack(voxels, -1), torch.stack(weights, -1)
+
+
+def _read(level: Tensor, voxels: Tensor, weights: Tensor | None, change: Change | None) -> Tensor:
+    """(B, N, C) of a level at the points of ``_nearest`` or ``_linear``; a change is made before interpolating."""
+    if change is None:
+        return blend(level, voxels, weights)
+    changed = change(blend(level, voxels.flatten(1)[..., None]))  # (B, N K, W)
+    changed = changed.unflatten(1, voxels.shape[1:])  # (B, N, K, W)
+    return changed[..., 0, :] if weights is None else (changed * weights[..., None]).sum(-2).to(changed.dtype)
 
 
 def upsample_nearest(x: Tensor, ratio: int | Sequence[int], size: Sequence[int]) -> Tensor:

@@ -11,6 +11,8 @@ from torch import nn
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.network import PretrainNetwork, VoxelProjector, build_backbone
 from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_levels, pyramid_strides
+from nnunet_ssl.nnunet.widening import WidenedNetwork
+from nnunet_ssl.objectives.pix2rep import Recipe as Pix2RepRecipe
 from nnunet_ssl.objectives.vox2vec import Recipe
 from tests.tiny_dataset import _architecture
 
@@ -137,3 +139,37 @@ def test_levels_compile_into_one_graph() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     found.sum().backward()
     assert set(network.state_dict()) == keys and network.encoder.stages[0][0].convs[0].conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("width", [6, 12], ids=["as wide as it was", "wider"])
+@pytest.mark.parametrize("reading", ["linear", "nearest"])
+@pytest.mark.parametrize("kind, ndim", [("plain", 2), ("resenc", 3)])
+def test_widening_few_points_is_reading_the_widened_map(kind: str, ndim: int, reading: str, width: int) -> None:
+    """Embeddings, voxel vectors and the gradients of all parameters, without the map that costs most of the memory."""
+    torch.manual_seed(0)
+    recipe = Pix2RepRecipe(representation_channels=width, reading=reading, projector_hidden=[16], projector_out=8)
+    network = PretrainNetwork(WidenedNetwork(backbone(kind, ndim), width), recipe).double()
+    with torch.no_grad():  # an affine part that would show
+        network.representation[1].weight.uniform_(0.5, 2.0)
+        network.representation[1].bias.normal_()
+    views = [x.double() if x.is_floating_point() else x for x in inputs(ndim)]
+    views[2] += 0.3
+    few = [*views[:2], *(x[:, : 8**ndim // 2**ndim - 1] for x in views[2:])]
+    found = []
+    for late in (False, True):
+        network._widens_late = lambda points, view, late=late: late
+        network.zero_grad()
+        answers = network(*few)
+        sum(x.square().sum() for x in answers).backward()
+        gradients = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+        found.append((answers, gradients))
+    assert all(gradient is not None for gradient in found[1][1].values())  # DDP waits for every one
+    torch.testing.assert_close(*found)
+
+
+def test_few_points_are_widened_late_and_many_are_not() -> None:
+    network = PretrainNetwork(WidenedNetwork(backbone("plain", 2), 12), Pix2RepRecipe(representation_channels=12))
+    view = torch.zeros(1, 2, 8, 8)
+    assert network._widens_late(15, view) and not network._widens_late(16, view)
+    plain = PretrainNetwork(backbone("plain", 2), Pix2RepRecipe())
+    assert not plain._widens_late(1, view)

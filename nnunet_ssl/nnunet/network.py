@@ -6,6 +6,7 @@ batch, L levels. Levels run finest first; the bottleneck is the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from nnunet_ssl.heads import Projector
 from nnunet_ssl.nnunet.pyramid_of import has_batch_norm, pyramid_channels, pyramid_levels, pyramid_strides
 from nnunet_ssl.nnunet.recipe import ssl_block
 from nnunet_ssl.nnunet.widening import WidenedNetwork
-from nnunet_ssl.pyramid import LevelWidths, gather
+from nnunet_ssl.pyramid import Change, LevelWidths, gather
 
 
 def build_backbone(
@@ -96,10 +97,20 @@ class PretrainNetwork(nn.Module):
         """(B, C, *S) -> levels finest first, the bottleneck last."""
         return pyramid_levels(self._backbone[0], x)
 
-    def vectors(self, levels: Sequence[Tensor], coords: Tensor, valid: Tensor) -> Tensor:
-        """Voxel vectors of the valid points: (M, sum C_l), for coords (B, N, D) and valid (B, N)."""
+    def vectors(self, levels: Sequence[Tensor], coords: Tensor, valid: Tensor, late: bool = False) -> Tensor:
+        """Voxel vectors of the valid points: (M, sum C_l), for coords (B, N, D) and valid (B, N). late: the finest
+        level is the stock one and is widened at the points.
+        """
         chosen, strides = list(levels)[: self.read_levels], self.strides[: self.read_levels]
-        return gather(chosen, strides, coords, self.reading, self.outside)[valid]  # (B, N, sum C) -> (M, sum C)
+        changes: list[Change | None] = [None] * len(chosen)
+        if late:
+            changes[0] = self.representation.by_voxel(chosen[0])
+        return gather(chosen, strides, coords, self.reading, self.outside, changes)[valid]  # (M, sum C)
+
+    def _widens_late(self, points: int, view: Tensor) -> bool:
+        """Whether widening the voxels around so many points is less work than widening all voxels of a view."""
+        few = points * 2 ** (view.ndim - 2) < math.prod(view.shape[2:])
+        return few and isinstance(self._backbone[0], WidenedNetwork)
 
     def forward(
         self,
@@ -115,11 +126,13 @@ class PretrainNetwork(nn.Module):
                 "This is a pretraining network: it has no trained segmentation head and cannot predict. Make a plan "
                 "for a labelled dataset with `nnunet_ssl adapt`, train one of the downstream trainers, predict with it."
             )
+        late = self._widens_late(valid.shape[1], a)
+        levels = self._backbone[0].stock_levels if late else self.levels  # type: ignore[union-attr]
         if self.separate_views:
-            levels_a, levels_b = self.levels(a), self.levels(b)
+            levels_a, levels_b = levels(a), levels(b)
         else:
-            halves = [level.chunk(2) for level in self.levels(torch.cat((a, b)))]
+            halves = [level.chunk(2) for level in levels(torch.cat((a, b)))]
             levels_a, levels_b = [half[0] for half in halves], [half[1] for half in halves]
-        raw_a = self.vectors(levels_a, coords_a, valid)
-        raw_b = self.vectors(levels_b, coords_b, valid)
+        raw_a = self.vectors(levels_a, coords_a, valid, late)
+        raw_b = self.vectors(levels_b, coords_b, valid, late)
         return self.projector(raw_a), self.projector(raw_b), raw_a, raw_b
