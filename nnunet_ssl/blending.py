@@ -40,7 +40,7 @@ class _Blend(torch.autograd.Function):
         return total.to(flat.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         voxels, weights = ctx.saved_tensors
         channels, size = ctx.shape[1:]
         crowded = voxels[0].numel() > size  # many points to a voxel of a coarse level: half precision would lose some

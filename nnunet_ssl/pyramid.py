@@ -56,9 +56,10 @@ def gather(
     coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
     parts = []
     for level, stride, change in zip(levels, strides, changes or [None] * len(levels), strict=True):
-        at = (_nearest(level, coords, stride), None) if mode == "nearest" else (
-            _linear(level, coords, stride, outside == "zeros"))  # fmt: skip
-        parts.append(_read(level, *at, change))
+        if mode == "nearest":
+            parts.append(_read(level, _nearest(level, coords, stride), None, change))
+        else:
+            parts.append(_read(level, *_linear(level, coords, stride, outside == "zeros"), change))
     return torch.cat(parts, -1)
 
 
@@ -106,8 +107,10 @@ def _read(level: Tensor, voxels: Tensor, weights: Tensor | None, change: Change 
     if change is None:
         return blend(level, voxels, weights)
     changed = change(blend(level, voxels.flatten(1)[..., None]))  # (B, N K, W)
-    changed = changed.unflatten(1, voxels.shape[1:])  # (B, N, K, W)
-    return changed[..., 0, :] if weights is None else (changed * weights[..., None]).sum(-2).to(changed.dtype)
+    if weights is None:
+        return changed
+    total: Tensor = (changed.view(*weights.shape, -1) * weights[..., None]).sum(-2)  # (B, N, W)
+    return total.to(changed.dtype)
 
 
 def upsample_nearest(x: Tensor, ratio: int | Sequence[int], size: Sequence[int]) -> Tensor:
