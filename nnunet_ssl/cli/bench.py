@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 NAME = "bench"
 HELP = "Compare pretrainings, protocols and numbers of labelled cases: run a grid (TOML), report its tables."
@@ -21,22 +22,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report_parser = actions.add_parser("report", help="tables (CSV, Markdown, LaTeX) and a page of what is done")
     report_parser.add_argument("grid", metavar="FILE.toml")
     report_parser.add_argument("-o", "--output", metavar="FOLDER", help="default: beside the grid, <name>_report")
+    tasks_parser = actions.add_parser("tasks", help="the public datasets that the benchmark knows; NAME: all of one")
+    tasks_parser.add_argument("name", nargs="?", metavar="NAME")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 where a job failed."""
+    action: Callable[[argparse.Namespace], int] = {"run": _run, "report": _report, "tasks": _tasks}[args.action]
+    return action(args)
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.task import description, load_task, table
+
+    print("\n".join(description(load_task(args.name)) if args.name else table()))
+    print(f"\nNext: nnunet_ssl bench {f'prepare {args.name} --source FOLDER -d ID' if args.name else 'tasks NAME'}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
     from nnunet_ssl.bench.grid import read_grid
+    from nnunet_ssl.bench.report import write_report
 
-    grid = read_grid(args.grid)
-    if args.action == "report":
-        from nnunet_ssl.bench.report import write_report
+    folder = write_report(read_grid(args.grid), args.output)
+    print(f"Next: open {folder / 'index.html'}")
+    return 0
 
-        folder = write_report(grid, args.output)
-        print(f"Next: open {folder / 'index.html'}")
-        return 0
+
+def _run(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.grid import read_grid
     from nnunet_ssl.bench.runner import Runner, estimate
     from nnunet_ssl.errors import UserError
 
+    grid = read_grid(args.grid)
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected a number from 1 up.")
     runner = Runner(grid, args.device, args.jobs)
