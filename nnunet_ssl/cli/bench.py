@@ -24,19 +24,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report_parser.add_argument("-o", "--output", metavar="FOLDER", help="default: beside the grid, <name>_report")
     tasks_parser = actions.add_parser("tasks", help="the public datasets that the benchmark knows; NAME: all of one")
     tasks_parser.add_argument("name", nargs="?", metavar="NAME")
+    _add_prepare(actions.add_parser("prepare", help="a downloaded public dataset -> an nnU-Net raw dataset with folds"))
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="as `nnunet_ssl bench tasks` lists them")
+    parser.add_argument("--source", required=True, metavar="FOLDER", help="the unpacked download")
+    parser.add_argument("-d", "--dataset-id", type=int, required=True, help="number of the new dataset")
+    parser.add_argument("-n", "--name", help="its name (default: the task's)")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace the raw dataset that has this number; its preprocessed data goes, plans stay")
+    parser.add_argument("--partial", action="store_true",
+                        help="take the cases that are there; what is missing is recorded, what is wrong still refused")
+    parser.add_argument("-np", "--num-processes", type=int, default=None, metavar="N",
+                        help="worker processes (default: nnUNet_def_n_proc or 8, at most the number of cores)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 where a job failed."""
-    action: Callable[[argparse.Namespace], int] = {"run": _run, "report": _report, "tasks": _tasks}[args.action]
-    return action(args)
+    actions: dict[str, Callable[[argparse.Namespace], int]]
+    actions = {"run": _run, "report": _report, "tasks": _tasks, "prepare": _prepare}
+    return actions[args.action](args)
 
 
 def _tasks(args: argparse.Namespace) -> int:
     from nnunet_ssl.bench.task import description, load_task, table
 
-    print("\n".join(description(load_task(args.name)) if args.name else table()))
-    print(f"\nNext: nnunet_ssl bench {f'prepare {args.name} --source FOLDER -d ID' if args.name else 'tasks NAME'}")
+    if args.name is None:
+        print("\n".join(table()))
+        print("\nNext: nnunet_ssl bench tasks NAME")
+        return 0
+    task = load_task(args.name)
+    print("\n".join(description(task)))
+    print(f"\nNext: nnunet_ssl bench prepare {task.name} --source FOLDER -d ID")
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.prepare import PrepareRequest, prepare
+    from nnunet_ssl.nnunet.datasets import processes
+
+    number = processes() if args.num_processes is None else max(0, args.num_processes)
+    made = prepare(
+        PrepareRequest(args.task, args.source, args.dataset_id, args.name, args.overwrite, args.partial, number)
+    )
+    task, report = made.task, made.report
+    print(f"{made.folder}: {len(report['volumes'])} training and {len(report['test_volumes'])} test cases")
+    if report["missing"]:
+        print(f"  WARNING: {len(report['missing'])} files are missing (import_report.json lists them): numbers of")
+        print(f"  this dataset are not comparable with those of the whole {task.name}")
+    print(f"  {task.split['folds']} folds (splits_final.json), which nnU-Net takes over when it plans")
+    print(f"  licence: {task.licence}; cite: {task.citation[0]}")
+    folds = ", ".join(map(str, range(task.split["folds"])))
+    print(f"\nFor a grid:\n  [[datasets]]\n  id = {args.dataset_id}\n  folds = [{folds}]")
+    print(f'  cases = "{task.score}"\n  tolerance_mm = {task.metric["tolerance_mm"]}')
+    print(f"\nNext:\n  nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 3d_fullres")
+    print(f"  nnunet_ssl adapt -d {args.dataset_id} -w checkpoint_final.pth --preprocess   # with pretrained weights")
     return 0
 
 
