@@ -181,7 +181,7 @@ def test_what_is_wrong_is_listed(
     partial = main([*command, "--partial"])
     assert partial == (0 if "missing" in case else 1)  # only what is missing can be done without
     if partial == 0:
-        assert "WARNING: 1 files are missing" in capsys.readouterr().out
+        assert "lists what is missing: 1)" in capsys.readouterr().out
         description, splits, report = contents(places / "raw" / "Dataset017_BTCV")
         number = 30 if "test" in case else 29
         assert description["numTraining"] == len(report["volumes"]) == number

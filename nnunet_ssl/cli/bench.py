@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--jobs", type=int, default=1, metavar="K", help="at a time; on GPUs one a GPU (default 1)")
     run_parser.add_argument("-device", dest="device", help="cpu, cuda or mps, as nnU-Net's")
     run_parser.add_argument("--dry-run", action="store_true", help="print the jobs and an estimate, run nothing")
+    run_parser.add_argument("--allow-leakage", action="store_true",
+                            help="run though a pretraining has seen scored cases; rows and tables say so")
     report_parser = actions.add_parser("report", help="tables (CSV, Markdown, LaTeX) and a page of what is done")
     report_parser.add_argument("grid", metavar="FILE.toml")
     report_parser.add_argument("-o", "--output", metavar="FOLDER", help="default: beside the grid, <name>_report")
@@ -71,8 +73,9 @@ def _prepare(args: argparse.Namespace) -> int:
     task, report = made.task, made.report
     print(f"{made.folder}: {len(report['volumes'])} training and {len(report['test_volumes'])} test cases")
     if report["missing"]:
-        print(f"  WARNING: {len(report['missing'])} files are missing (import_report.json lists them): numbers of")
-        print(f"  this dataset are not comparable with those of the whole {task.name}")
+        number = len(report["missing"])
+        print(f"  WARNING: the download is not complete (import_report.json lists what is missing: {number}); scores")
+        print(f"  on this dataset are not comparable with those on the whole {task.name}")
     print(f"  {task.split['folds']} folds (splits_final.json), which nnU-Net takes over when it plans")
     print(f"  licence: {task.licence}; cite: {task.citation[0]}")
     folds = ", ".join(map(str, range(task.split["folds"])))
@@ -100,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
     grid = read_grid(args.grid)
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected a number from 1 up.")
-    runner = Runner(grid, args.device, args.jobs)
+    runner = Runner(grid, args.device, args.jobs, allow_leakage=args.allow_leakage)
     if args.dry_run:
         print("\n".join(estimate(grid, runner.todo())))
         return 0
