@@ -82,6 +82,17 @@ def test_the_labels_are_those_of_their_images(downloads: dict[str, Path], places
         ).read_bytes()
 
 
+def test_mixed_orientations_get_the_reorienting_reader(downloads: dict[str, Path], places: Path) -> None:
+    """nnU-Net reads axes as they are stored: left and right organs of one turned scan would change places."""
+    assert "overwrite_image_reader_writer" not in contents(made("BTCV", downloads["BTCV"]))[0]
+    source = make.copied(downloads["BTCV"] / "RawData", places / "source")
+    for path in (source / "Training/img/img0003.nii.gz", source / "Training/label/label0003.nii.gz"):
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "RAS"), str(path))
+    description, _, report = contents(made("BTCV", source, overwrite=True))
+    assert description["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
+    assert report["orientations"] == {"LPS": 49, "RAS": 1}
+
+
 def test_acdc_is_split_by_patient_and_balanced(downloads: dict[str, Path], places: Path) -> None:
     from nnunet_ssl.nnunet.downstream.sampling import case_groups, choose_cases
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ def prepare(request: PrepareRequest) -> Prepared:
     splits = _splits(task, found)
     with place.built() as beside:
         _convert(task, found, beside, request.processes)
-        description = _description(task, found, beside, place.target.name)
         report = _report(task, found, checked, place.target.name)
+        description = _description(task, found, beside, report)
         write_json(beside / "dataset.json", description)
         write_json(beside / SPLITS, splits)
         write_json(beside / REPORT, report)
@@ -186,11 +187,11 @@ def _without_tests(found: Found, source: Path) -> None:
         (source / name).symlink_to(os.path.realpath(found.root / name))
 
 
-def _description(task: Task, found: Found, folder: Path, name: str) -> dict[str, Any]:
+def _description(task: Task, found: Found, folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """dataset.json: what nnU-Net's converter wrote, with the task's names of labels and the number of cases."""
     made = load_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
     content: dict[str, Any] = made | {
-        "name": name.partition("_")[2],
+        "name": report["dataset"].partition("_")[2],
         "description": task.title,
         "reference": task.download,
         "licence": task.licence,
@@ -202,6 +203,9 @@ def _description(task: Task, found: Found, folder: Path, name: str) -> dict[str,
     if found.groups:
         # dataset.json goes with the plans; ssl.labelled balances its cases over these
         content["groups"] = {item.name: found.groups[item.subject] for item in _training(found)}
+    if len(report["orientations"]) > 1:
+        # as import does: nnU-Net reads the axes as they are stored, and left and right would be mixed up
+        content["overwrite_image_reader_writer"] = "NibabelIOWithReorient"
     return content
 
 
@@ -223,6 +227,7 @@ def _report(task: Task, found: Found, checked: Mapping[str, Checked], name: str)
         "prepared": {item.name: files(item) for item in found.items},
         "missing": found.missing,
         "split": dict(task.split),
+        "orientations": dict(Counter(row.orientation for row in checked.values()).most_common()),
         "volumes": hashes(test=False),
         "test_volumes": hashes(test=True),
     }

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_ssl.nnunet.volumes import Unusable, check_finite, check_same_grid, check_values, content_hash, read_volumes
+from nnunet_ssl.nnunet.volumes import (
+    Unusable,
+    check_finite,
+    check_same_grid,
+    check_values,
+    content_hash,
+    orientation,
+    read_volumes,
+)
 
 MOST_VALUES = 5  # wrong label values that are named
 
@@ -25,11 +33,12 @@ class CaseFiles:
 
 @dataclass
 class Checked:
-    """What was found: problems in words (none: it can be used), the image's content hash."""
+    """What was found: problems in words (none: it can be used), the image's content hash, where its axes point to."""
 
     name: str
     problems: list[str] = field(default_factory=list)
     hash: str = ""
+    orientation: str = ""
 
 
 def check_case(files: CaseFiles) -> Checked:
@@ -39,7 +48,7 @@ def check_case(files: CaseFiles) -> Checked:
     label = _read(files.label, found) if files.label else None
     if image is not None:
         _note(found, files.image, lambda: check_values(sitk.GetArrayViewFromImage(image)))
-        found.hash = content_hash(image)
+        found.hash, found.orientation = content_hash(image), orientation(image)
     if label is not None and files.label:
         _note(found, files.label, lambda: _check_labels(label, files.labels))
     if image is not None and label is not None:
