@@ -70,7 +70,7 @@ setup(
     packages=[*find_packages(include=["nnunet_ssl", "nnunet_ssl.*"]), "nnunet_ssl.discovery", *MAPPED],
     package_dir={"nnunet_ssl": "nnunet_ssl", **MAPPED},
     py_modules=["_nnunet_ssl_boot"],
-    package_data={"nnunet_ssl.plans": ["*.json"]},
+    package_data={"nnunet_ssl.plans": ["*.json"], "nnunet_ssl.bench.tasks": ["*.json"]},
     install_requires=[
         "nnunetv2>=2.8,<2.9",
         "torch>=2.1.2",

@@ -24,6 +24,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def shipped_sources() -> set[str]:
     package = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "nnunet_ssl").rglob("*.py")}
+    package |= {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "nnunet_ssl").rglob("*.json")}
     for folder in ("trainers", "plans"):
         for path in (REPOSITORY / folder).rglob("*"):
             if path.suffix in (".py", ".json"):

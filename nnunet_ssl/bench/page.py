@@ -56,6 +56,9 @@ def _facts(arms: Sequence[Arm]) -> str:
     hours = sum(row["seconds"] for arm in arms for row in arm.rows) / 3600
     missing = "" if jobs == done else f" {jobs - done} jobs are missing; rows that lack some say so."
     mirrored = sorted({str(row["mirror_axes"]) for arm in arms for row in arm.rows})
+    leaked = sum(arm.note.startswith("LEAKED") for arm in arms)
+    if leaked:
+        missing += f" {leaked} rows are of pretrainings that have seen scored cases; they are marked."
     return f"{done} of {jobs} jobs, {hours:.1f} hours. Mirrored axes: {', '.join(mirrored) or 'unknown'}.{missing}"
 
 
@@ -63,7 +66,8 @@ def _table(arms: Sequence[Arm]) -> str:
     lines = []
     for row in table_rows(arms):
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in shown(row))
-        lines.append(f"<tr{' class=missing' if row['dice'] is None else ''}>{cells}</tr>")
+        marked = row["dice"] is None or row["note"].startswith("LEAKED")
+        lines.append(f"<tr{' class=missing' if marked else ''}>{cells}</tr>")
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in HEADINGS)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 

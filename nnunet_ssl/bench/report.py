@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ssl.bench.grid import Grid, Job
+from nnunet_ssl.bench.leakage import note_of
 from nnunet_ssl.bench.results import key_of, latest, read_results
 from nnunet_ssl.bench.statistics import Comparison, Scores, Summary, compare, holm, summarise
 from nnunet_ssl.errors import UserError
@@ -64,9 +65,11 @@ def arms_of(grid: Grid) -> list[Arm]:
         arm.tables = {metric: score_table(arm.rows, metric) for metric in METRICS}
         arm.summaries = {m: summarise(t[0]) if np.isfinite(t[0]).any() else None for m, t in arm.tables.items()}
         arm.classes = class_means(arm.rows)
+        missing = ""
         if len(arm.rows) < len(arm.jobs):
             failed = f", {arm.failed} failed" if arm.failed else ""
-            arm.note = f"{len(arm.rows)} of {len(arm.jobs)} jobs{failed}"
+            missing = f"{len(arm.rows)} of {len(arm.jobs)} jobs{failed}"
+        arm.note = "; ".join(filter(None, [note_of(arm.rows), missing]))
     _compare(grid, arms)
     return list(arms.values())
 

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any
 
 from nnunet_ssl.bench.grid import Grid, Job
+from nnunet_ssl.bench.leakage import Guard, require_clean
 from nnunet_ssl.bench.results import Folders, add_row, folders_of, key_of, latest, read_results
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import load_json
@@ -36,10 +37,18 @@ def run_command(command: Sequence[str], log: Path, env: Mapping[str, str]) -> in
 
 
 class Runner:
-    """Runs every job that is not done, ``jobs`` at a time; ``run`` is replaced in tests."""
+    """Runs every job that is not done, ``workers`` at a time; ``run`` is replaced in tests."""
 
-    def __init__(self, grid: Grid, device: str | None = None, workers: int = 1, run: Run = run_command) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        device: str | None = None,
+        workers: int = 1,
+        run: Run = run_command,
+        allow_leakage: bool = False,
+    ) -> None:
         self.grid, self.device, self.workers, self.run = grid, device, workers, run
+        self.guard, self.allow_leakage = Guard(grid), allow_leakage
         self.lock = Lock()
         self.gpus = _gpus()
 
@@ -75,8 +84,12 @@ class Runner:
                 preprocess(adapted.dataset, adapted.plans, [job.configuration])
 
     def all(self) -> list[dict[str, Any]]:
-        """Run what is to do; the new rows."""
+        """Run what is to do; the new rows. UserError, before anything runs, where a pretraining has seen what it would
+        be scored on and that was not allowed.
+        """
         jobs = self.todo()
+        for line in require_clean(jobs, self.guard, self.allow_leakage):
+            print(line, flush=True)
         if jobs:
             self.prepare(jobs)
         with ThreadPoolExecutor(self.workers) as pool:
@@ -92,6 +105,7 @@ class Runner:
             self._train(job, folders, env)
             scores = self._scores(job, folders, env)
             facts = load_json(folders.fold / "downstream.json")
+            leakage = self.guard.check(job)  # known since before the first job
             row |= {
                 "status": "done",
                 "trainer": job.trainer,
@@ -101,6 +115,7 @@ class Runner:
                 "trainable_parameters": facts["trainable_parameters"],
                 "pretrained": facts["pretrained"],
                 "mirror_axes": facts["mirror_axes"],
+                "leakage": leakage and leakage.row(),
                 "scores": scores,
             }
         except UserError as error:

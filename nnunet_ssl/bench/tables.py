@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nnunet_ssl.bench.leakage import mark_of
 from nnunet_ssl.bench.report import Arm
 
 COLUMNS = (
@@ -70,9 +71,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def subject_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
-    """Every single score."""
+    """Every single score; ``leakage``: "leaked" for a subject that the pretraining has seen, "unchecked", or empty."""
     return [
-        {**row["job"], "subject": subject, "class": name, **scores}
+        {**row["job"], "subject": subject, "class": name, **scores, "leakage": mark_of(row, subject)}
         for arm in arms
         for row in arm.rows
         for subject, classes in row["scores"].items()

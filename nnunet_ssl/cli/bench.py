@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 NAME = "bench"
 HELP = "Compare pretrainings, protocols and numbers of labelled cases: run a grid (TOML), report its tables."
@@ -18,28 +19,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--jobs", type=int, default=1, metavar="K", help="at a time; on GPUs one a GPU (default 1)")
     run_parser.add_argument("-device", dest="device", help="cpu, cuda or mps, as nnU-Net's")
     run_parser.add_argument("--dry-run", action="store_true", help="print the jobs and an estimate, run nothing")
+    run_parser.add_argument("--allow-leakage", action="store_true",
+                            help="run though a pretraining has seen scored cases; rows and tables say so")
     report_parser = actions.add_parser("report", help="tables (CSV, Markdown, LaTeX) and a page of what is done")
     report_parser.add_argument("grid", metavar="FILE.toml")
     report_parser.add_argument("-o", "--output", metavar="FOLDER", help="default: beside the grid, <name>_report")
+    tasks_parser = actions.add_parser("tasks", help="the public datasets that the benchmark knows; NAME: all of one")
+    tasks_parser.add_argument("name", nargs="?", metavar="NAME")
+    _add_prepare(actions.add_parser("prepare", help="a downloaded public dataset -> an nnU-Net raw dataset with folds"))
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="as `nnunet_ssl bench tasks` lists them")
+    parser.add_argument("--source", required=True, metavar="FOLDER", help="the unpacked download")
+    parser.add_argument("-d", "--dataset-id", type=int, required=True, help="number of the new dataset")
+    parser.add_argument("-n", "--name", help="its name (default: the task's)")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace the raw dataset that has this number; its preprocessed data goes, plans stay")
+    parser.add_argument("--partial", action="store_true",
+                        help="take the cases that are there; what is missing is recorded, what is wrong still refused")
+    parser.add_argument("-np", "--num-processes", type=int, default=None, metavar="N",
+                        help="worker processes (default: nnUNet_def_n_proc or 8, at most the number of cores)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 where a job failed."""
-    from nnunet_ssl.bench.grid import read_grid
+    actions: dict[str, Callable[[argparse.Namespace], int]]
+    actions = {"run": _run, "report": _report, "tasks": _tasks, "prepare": _prepare}
+    return actions[args.action](args)
 
-    grid = read_grid(args.grid)
-    if args.action == "report":
-        from nnunet_ssl.bench.report import write_report
 
-        folder = write_report(grid, args.output)
-        print(f"Next: open {folder / 'index.html'}")
+def _tasks(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.task import description, load_task, table
+
+    if args.name is None:
+        print("\n".join(table()))
+        print("\nNext: nnunet_ssl bench tasks NAME")
         return 0
+    task = load_task(args.name)
+    print("\n".join(description(task)))
+    print(f"\nNext: nnunet_ssl bench prepare {task.name} --source FOLDER -d ID")
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.prepare import PrepareRequest, prepare
+    from nnunet_ssl.nnunet.datasets import processes
+
+    number = processes() if args.num_processes is None else max(0, args.num_processes)
+    made = prepare(
+        PrepareRequest(args.task, args.source, args.dataset_id, args.name, args.overwrite, args.partial, number)
+    )
+    task, report = made.task, made.report
+    print(f"{made.folder}: {len(report['volumes'])} training and {len(report['test_volumes'])} test cases")
+    if report["missing"]:
+        number = len(report["missing"])
+        print(f"  WARNING: the download is not complete (import_report.json lists what is missing: {number}); scores")
+        print(f"  on this dataset are not comparable with those on the whole {task.name}")
+    print(f"  {task.split['folds']} folds (splits_final.json), which nnU-Net takes over when it plans")
+    print(f"  licence: {task.licence}; cite: {task.citation[0]}")
+    folds = ", ".join(map(str, range(task.split["folds"])))
+    print(f"\nFor a grid:\n  [[datasets]]\n  id = {args.dataset_id}\n  folds = [{folds}]")
+    print(f'  cases = "{task.score}"\n  tolerance_mm = {task.metric["tolerance_mm"]}')
+    print(f"\nNext:\n  nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 3d_fullres")
+    print(f"  nnunet_ssl adapt -d {args.dataset_id} -w checkpoint_final.pth --preprocess   # with pretrained weights")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.grid import read_grid
+    from nnunet_ssl.bench.report import write_report
+
+    folder = write_report(read_grid(args.grid), args.output)
+    print(f"Next: open {folder / 'index.html'}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.grid import read_grid
     from nnunet_ssl.bench.runner import Runner, estimate
     from nnunet_ssl.errors import UserError
 
+    grid = read_grid(args.grid)
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected a number from 1 up.")
-    runner = Runner(grid, args.device, args.jobs)
+    runner = Runner(grid, args.device, args.jobs, allow_leakage=args.allow_leakage)
     if args.dry_run:
         print("\n".join(estimate(grid, runner.todo())))
         return 0

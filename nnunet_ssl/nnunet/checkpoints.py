@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import remove_leftovers, replacing
+from nnunet_ssl.nnunet.import_report import REPORT
 from nnunet_ssl.nnunet.pyramid_of import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.recipe import to_block
 
@@ -201,20 +202,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def volume_hashes(dataset_name: str) -> dict[str, str]:
-    """Content hash of every volume of a raw dataset, from the report of its import; empty where there is none."""
+def volume_hashes(dataset_name: str, which: str = "volumes") -> dict[str, str]:
+    """Content hash of every volume of a raw dataset, from the report of its import; empty where there is none.
+
+    :param which: "volumes", those of imagesTr, or "test_volumes", which `bench prepare` records as well.
+    """
     from nnunetv2.paths import nnUNet_raw
 
     if not nnUNet_raw.is_set():
         return {}
-    report = Path(str(nnUNet_raw)) / dataset_name / "import_report.json"
+    report = Path(str(nnUNet_raw)) / dataset_name / REPORT
     if not report.is_file():
         return {}
     try:
-        volumes = json.loads(report.read_text(encoding="utf-8"))["volumes"]
-    except (OSError, json.JSONDecodeError, KeyError):
+        volumes = json.loads(report.read_text(encoding="utf-8"))[which]
+        return {str(volume): str(value) for volume, value in volumes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # what a dataset was made of is good to know, not needed
-    return {str(volume): str(value) for volume, value in volumes.items()}
 
 
 def _first_line(error: BaseException) -> str:

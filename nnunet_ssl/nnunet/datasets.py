@@ -134,7 +134,7 @@ def open_dataset(identifier: int | str) -> RawDataset:
             raise UserError(f"{folder / 'dataset.json'} has no {key}, which nnU-Net needs (its dataset_format.md).")
     if "dataset" not in content and not (folder / "imagesTr").is_dir():
         raise UserError(f"{folder} has no imagesTr folder. Put the images there as CASE_0000{content['file_ending']}.")
-    cases = _cases(folder, content)
+    cases = training_files(folder, content)
     if not cases:
         ending = content["file_ending"]
         raise UserError(f"{folder / 'imagesTr'} holds no {ending} images. Check file_ending in dataset.json.")
@@ -144,7 +144,7 @@ def open_dataset(identifier: int | str) -> RawDataset:
     return dataset
 
 
-def _cases(folder: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def training_files(folder: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Image and label files by case, as nnU-Net finds them: listed in dataset.json, or by name in imagesTr."""
     if "dataset" in content:
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets

@@ -6,7 +6,6 @@ The dataset is built in a hidden folder beside its place and moved there at the 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +13,17 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.converting import PLAIN_ENDING, Outcome, Task, convert, reencode, remove_case
-from nnunet_ssl.nnunet.datasets import MASKS, dataset_name, environment_folder, load_json
+from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json
 from nnunet_ssl.nnunet.dicom import Series, series_of
 from nnunet_ssl.nnunet.excluding import Exclusion, read_exclusion
 from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.import_report import REPORT, report_of, why_nothing
-from nnunet_ssl.nnunet.moving import built_beside, put_back
+from nnunet_ssl.nnunet.placing import place_of
 from nnunet_ssl.nnunet.pool import run_all
 from nnunet_ssl.nnunet.sources import Case, Scan, find, group, scan_of, scans_of_series
 from nnunet_ssl.nnunet.volumes import ending_of
 
 LINKABLE = (".nrrd", ".mha")  # beside .nii.gz: kept where all files are of one kind, since nnU-Net reads them
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-# beside the folders of cases
-COMPUTED = (MASKS, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")
-CASE_ENDINGS = (".b2nd", ".pkl", ".npz", ".npy")
 
 
 @dataclass(frozen=True)
@@ -57,60 +52,15 @@ class Imported:
 
 def import_dataset(request: ImportRequest) -> Imported:
     """Build the dataset. UserError, with nothing left behind, where that is impossible."""
-    raw = environment_folder("nnUNet_raw")
-    target = raw / _folder_name(request)
-    put_back(raw, f"Dataset{request.dataset_id:03d}_*", _folders_of(request))
-    old = _taken(request, target)
-    channels, scans, notes = _scans(request, old)
+    place = place_of(request.dataset_id, request.name, request.overwrite)
+    channels, scans, notes = _scans(request, place.replaced)
     exclusion = read_exclusion(request.exclude)
     cases = group(scans, len(channels))
-    with built_beside(target, [*old, *_computed_from(target.name)]) as beside:
+    with place.built() as beside:
         report = _fill(beside, request, cases, channels, exclusion)
-        report |= {"dataset": target.name}
+        report |= {"dataset": place.target.name}
         write_json(beside / REPORT, report)
-    return Imported(target, report, notes)
-
-
-def _folder_name(request: ImportRequest) -> str:
-    if not 0 < request.dataset_id < 1000:
-        raise UserError(f"Dataset id {request.dataset_id} is not between 1 and 999.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", request.name):
-        raise UserError(f"The name {request.name!r} should consist of letters, digits, - and _ (no folder, no spaces).")
-    return f"Dataset{request.dataset_id:03d}_{request.name}"
-
-
-def _folders_of(request: ImportRequest) -> list[Path]:
-    """What nnU-Net's three folders hold of the dataset's id."""
-    places = [Path(os.environ[variable]) for variable in FOLDERS if os.environ.get(variable)]
-    return [path for place in places for path in sorted(place.glob(f"Dataset{request.dataset_id:03d}_*"))]
-
-
-def _taken(request: ImportRequest, target: Path) -> list[Path]:
-    """The raw datasets that will be replaced. UserError where the id is in use and that was not allowed."""
-    there = _folders_of(request)
-    if there and not request.overwrite:
-        raise UserError(
-            f"Dataset id {request.dataset_id} is taken: {', '.join(map(str, there))}. Choose another -d, or replace "
-            "the raw dataset with --overwrite (its preprocessed data goes, plans stay)."
-        )
-    others = [path for path in there if path.name != target.name and path.parent != target.parent]
-    if others:
-        raise UserError(
-            f"{', '.join(map(str, others))} belongs to the same id under another name, and nnU-Net allows one name "
-            f"an id. Use -n {others[0].name[11:]}, choose another -d, or remove that folder yourself."
-        )
-    return [path for path in there if path.parent == target.parent]
-
-
-def _computed_from(name: str) -> list[Path]:
-    """What lies in nnUNet_preprocessed that was computed from a dataset's images; its plans are none of it."""
-    if not os.environ.get("nnUNet_preprocessed"):
-        return []
-    folder = environment_folder("nnUNet_preprocessed") / name
-    beside = [folder / part for part in COMPUTED]
-    there = [path for path in folder.glob("[!.]*") if path not in beside]
-    cases = [path for path in there if any(file.suffix in CASE_ENDINGS for file in path.glob("*"))]
-    return [*(path for path in beside if path.exists()), *cases]
+    return Imported(place.target, report, notes)
 
 
 def _scans(request: ImportRequest, replaced: Sequence[Path]) -> tuple[list[str], list[Scan], list[str]]:
