@@ -61,6 +61,13 @@ def write_grid(folder: Path, text: str = GRID, checkpoint: Path | str = "weights
     return path
 
 
+def test_a_checkpoint_may_lie_in_the_results_folder(tmp_path, monkeypatch):
+    """So that a grid can be handed on without anybody's paths."""
+    monkeypatch.setenv("nnUNet_results", "/some/where")
+    grid = read_grid(write_grid(tmp_path, checkpoint="$nnUNet_results/Dataset901_MyCT/checkpoint_final.pth"))
+    assert grid.pretrainings[0].path == "/some/where/Dataset901_MyCT/checkpoint_final.pth"
+
+
 # ---- the grid
 
 

@@ -32,7 +32,7 @@ TRAINERS = {
     "finetune": "SSLFineTuneTrainer",
     "scratch": "SSLScratchTrainer",
 }
-EPOCH = 25  # steps
+EPOCH = 100  # steps
 
 
 def parse_job(text: str) -> dict:

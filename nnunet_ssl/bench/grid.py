@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +59,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A checkpoint and what the tables call it. twin: the pretraining whose scratch arm is this one's comparison (same
-    network, patch and data); default its own.
+    """A checkpoint (``~`` and ``$nnUNet_results`` are filled in) and what the tables call it. twin: the pretraining whose
+    scratch arm is this one's comparison (same network, patch and data); default its own.
     """
 
     name: str
@@ -69,6 +70,11 @@ class Pretraining:
     def check(self) -> None:
         """Raise UserError for values that cannot be used."""
         _require(bool(NAME.fullmatch(self.name)), "pretrainings.name", self.name, "letters, digits and -")
+
+    @property
+    def path(self) -> str:
+        """Of the checkpoint, filled in."""
+        return os.path.expandvars(os.path.expanduser(self.checkpoint))
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,13 @@ class Guard:
         """None for scratch, which takes nothing of the checkpoint but its plan."""
         if job.protocol.name == "scratch":
             return None
-        key = (job.pretraining.checkpoint, job.dataset.id, job.dataset.cases, job.fold)
+        key = (job.pretraining.path, job.dataset.id, job.dataset.cases, job.fold)
         if key not in self._found:
             self._found[key] = self._checked(job)
         return self._found[key]
 
     def _checked(self, job: Job) -> Finding:
-        checkpoint = job.pretraining.checkpoint
+        checkpoint = job.pretraining.path
         if checkpoint not in self._seen:
             self._seen[checkpoint] = _pretrained_on(checkpoint)
         seen = self._seen[checkpoint]

@@ -75,7 +75,7 @@ class Runner:
         from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
 
         for job in {(job.dataset.id, job.plans, job.configuration): job for job in jobs}.values():
-            where = (job.dataset.id, job.pretraining.checkpoint, job.plans)
+            where = (job.dataset.id, job.pretraining.path, job.plans)
             if existing_plans(open_dataset(job.dataset.id), job.plans) is None:
                 make_adapted(AdaptRequest(*where, settings=job.dataset.adapt))
             settings = [f"ssl.{key}={json.dumps(value)}" for key, value in job.settings.items()]
