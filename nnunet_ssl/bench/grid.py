@@ -59,8 +59,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A checkpoint (``~`` and ``$nnUNet_results`` are filled in) and what the tables call it. twin: the pretraining whose
-    scratch arm is this one's comparison (same network, patch and data); default its own.
+    """A checkpoint (``~`` and ``$nnUNet_results`` are filled in) and what the tables call it. twin: the pretraining
+    whose scratch arm is this one's comparison (same network, patch and data); default its own.
     """
 
     name: str
