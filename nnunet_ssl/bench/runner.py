@@ -160,10 +160,12 @@ class Runner:
 
     def _prediction(self, job: Job, folders: Folders) -> list[str]:
         """What nnUNetv2_predict is told; what it has predicted already stays."""
+        # without a GPU to feed, processes of their own cost more than they bring
+        workers = "1" if self.gpus and self.device != "cpu" else "0"
         return [
             *("-i", str(folders.raw / "imagesTs"), "-o", str(folders.predicted), "-d", str(job.dataset.id)),
             *("-c", job.configuration, "-f", str(job.fold), "-tr", job.trainer, "-p", job.plans),
-            *("-step_size", str(job.dataset.step_size), "-npp", "1", "-nps", "1", "--continue_prediction"),
+            *("-step_size", str(job.dataset.step_size), "-npp", workers, "-nps", workers, "--continue_prediction"),
             *self._device(),
         ]
 
