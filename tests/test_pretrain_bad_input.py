@@ -24,6 +24,7 @@ PLANS = [
     ({"ssl": {"flip_axes": [2]}}, "flip_axes"),
     ({"ssl": {"amp": "fp16"}}, "CUDA"),
     ({"ssl": {"rotation_deg": [1.0, 2.0], "spatial": "affine"}}, "rotation_deg"),
+    ({"ssl": {"pretrained": {"path": "weights.pth"}}}, "made by `nnunet_ssl adapt`"),
     ({"ssl": 3}, "expected an object"),
     ({"patch_size": [16, 18]}, "multiple of it"),
     ({"patch_size": [4, 4]}, "more than one voxel"),

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_ssl.nnunet.adapting import AdaptRequest, make_adapted
     from nnunet_ssl.nnunet.planners import resolved
     from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
+    from nnunet_ssl.nnunet.splits import first_fold
 
     request = AdaptRequest(
         args.dataset, args.weights, args.name, args.spacing, args.gpu_memory,
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     print("\nNext:")
     if not is_preprocessed(adapted.dataset, adapted.plans, name):
         print(f"  nnUNetv2_preprocess -d {adapted.dataset.id} -plans_name {plans_name} -c {name}")
+    fold = first_fold(adapted.dataset.folder, len(adapted.dataset.cases))
     for trainer in (*TRAINERS, TWIN):
-        print(f"  nnUNetv2_train {adapted.dataset.id} {name} 0 -tr {trainer} -p {plans_name}{device_option()}")
+        print(f"  nnUNetv2_train {adapted.dataset.id} {name} {fold} -tr {trainer} -p {plans_name}{device_option()}")
     return 0

@@ -111,7 +111,9 @@ def device() -> Check:
         found = ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
         return Check("device", "ok", found)
     found = f"no GPU, {os.cpu_count()} CPU cores"
-    return Check("device", "note", found, "train with -device cpu and a small plan: nnunet_ssl plan --preset tiny")
+    return Check("device", "note", found, "train with -device cpu and a small plan: nnunet_ssl plan "
+                 "--preset tiny; with nnUNet_n_proc_DA=0, nnUNet_def_n_proc=1 and nnUNet_compile=f nnU-Net starts no "
+                 "processes that the cores have no room for")
 
 
 def folder(variable: str) -> Check:

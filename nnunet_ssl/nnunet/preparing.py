@@ -53,6 +53,11 @@ def checked_recipe(plans_manager: Any, configuration: str, recipe_class: type) -
             f'The plan\'s ssl block is for objective "{trained}", this trainer is for "{wanted}". {instead}, or make a '
             "plan with another --preset."
         )
+    if "pretrained" in block:
+        raise UserError(
+            "This plan was made by `nnunet_ssl adapt`, for the trainers of a labelled dataset (SSLFineTuneTrainer and "
+            "its like). To pretrain, make one with `nnunet_ssl plan`."
+        )
     recipe = parse(block, recipe_class)
     dimensions = len(manager.patch_size)
     for name in ("flip_axes", "mirror_axes"):

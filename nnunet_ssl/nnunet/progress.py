@@ -13,12 +13,21 @@ from nnunet_ssl.nnunet.files import replacing, write_text
 Metrics = dict[str, Any]
 
 RETRIEVAL = ["retrieval_at_1", "ema_retrieval_at_1", "retrieval_at_1_raw", "retrieval_chance"]
+LABELS = {  # of curves whose names say too little
+    "retrieval_at_1": "embeddings",
+    "ema_retrieval_at_1": "embeddings, running mean",
+    "retrieval_at_1_raw": "vectors before the projector",
+    "retrieval_chance": "chance",
+    "effective_rank": "embeddings",
+    "effective_rank_max": "embeddings, at most",
+    "effective_rank_raw": "vectors before the projector",
+}
 PANELS: list[tuple[str, list[str], bool]] = [
     ("loss", ["train_loss", "val_loss"], False),
     ("loss terms", [], False),  # filled with what the criterion reports
     ("same-voxel retrieval@1", RETRIEVAL, False),
     ("alignment (0: views agree) and uniformity (lower: spread)", ["alignment", "uniformity"], False),
-    ("effective rank, and how high it can be", ["effective_rank", "effective_rank_max", "effective_rank_raw"], True),
+    ("effective rank, and how high it can be", ["effective_rank", "effective_rank_max", "effective_rank_raw"], False),
     ("standard deviation per level (0 finest)", ["level_std"], True),
     ("online probe Dice", ["probe_dice"], False),
     ("learning rate", ["lr"], False),
@@ -115,7 +124,8 @@ def plot(folder: str, rows: Sequence[Metrics]) -> None:
         if ax.lines:
             ax.legend(fontsize=8)
         else:
-            ax.text(0.5, 0.5, "not measured", ha="center", va="center", transform=ax.transAxes)
+            hint = "not measured" + (" (see ssl.probe)" if keys == ["probe_dice"] else "")
+            ax.text(0.5, 0.5, hint, ha="center", va="center", transform=ax.transAxes)
     figure.subplots_adjust(0.05, 0.05, 0.98, 0.96, 0.16, 0.28)
     with replacing(Path(folder) / "progress.png") as beside:
         figure.savefig(beside, dpi=70)
@@ -133,5 +143,5 @@ def _curves(rows: Sequence[Metrics], keys: Sequence[str]) -> list[tuple[str, lis
             for i in range(len(known[0])):
                 curves.append((f"{key} {i}", [math.nan if v is None else v[i] for v in column]))
         else:
-            curves.append((key, [math.nan if v is None else v for v in column]))
+            curves.append((LABELS.get(key, key), [math.nan if v is None else v for v in column]))
     return curves

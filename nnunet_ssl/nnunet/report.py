@@ -39,6 +39,11 @@ def write_report(trainer: Any) -> dict[str, Any]:
     trainer: an initialised PretrainTrainer with its final weights. For one process; the others need not take part.
     """
     folder = Path(trainer.output_folder) / FOLDER
+    if trainer.recipe.report_cases:
+        trainer.print_to_log_file(
+            f"Looking at {trainer.recipe.report_cases} subjects for {FOLDER}, with the pretrained network and an "
+            "untrained one; ssl.report_cases = 0 leaves that out ...", add_timestamp=False
+        )  # fmt: skip
     networks = {"pretrained": trainer.bare_network(), "untrained": untrained(trainer)}
     modes = {name: network.training for name, network in networks.items()}
     try:
@@ -159,7 +164,7 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"There and back {trip['from']} - {trip['by_way_of']}: median {after['round_trip_mm_median']:.1f} mm "
             f"(untrained {before['round_trip_mm_median']:.1f}, chance {after['round_trip_mm_median_chance']:.1f})."
         )
-    return [*lines, f"Pictures and numbers are in {FOLDER}."]
+    return [*lines, f"{'Pictures and numbers' if report['pictures'] else 'Numbers'} are in {FOLDER}."]
 
 
 def _plain(value: Any) -> Any:

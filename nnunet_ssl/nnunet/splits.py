@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.errors import UserError
 
 Split = tuple[list[str], list[str]]
+FOLDS = 5  # that nnU-Net makes where there is no splits_final.json
+
+
+def first_fold(preprocessed: Path, cases: int) -> str:
+    """The fold to begin with: 0, or all where `cases` are too few to be cut into nnU-Net's folds."""
+    return "all" if cases < FOLDS and not (preprocessed / "splits_final.json").is_file() else "0"
 
 
 def stock_split(fold: Any, split: Callable[[], Split]) -> Split:
