@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from nnunet_ssl.blending import blend
 
 Change = Callable[[Tensor], Tensor]
+Places = tuple[Tensor, Tensor | None]  # numbers of voxels in the flattened grid, and their weights (None: one)
 
 
 def gather(
@@ -41,6 +42,17 @@ def gather(
     :return: (B, N, sum of C_l, or W_l) in the levels' type
     :raises ValueError: unknown mode, or levels, strides and coordinates that do not fit each other
     """
+    _check(levels, strides, coords, mode, outside)
+    # half precision cannot tell voxels apart beyond 2048
+    coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
+    parts = []
+    for level, stride, change in zip(levels, strides, changes or [None] * len(levels), strict=True):
+        where = _nearest(level, coords, stride) if mode == "nearest" else _linear(level, coords, stride, outside)
+        parts.append(_read(level, *where, change))
+    return torch.cat(parts, -1)
+
+
+def _check(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: Tensor, mode: str, outside: str) -> None:
     if mode not in ("nearest", "linear"):
         raise ValueError(f"mode is {mode!r}, expected 'nearest' or 'linear'")
     if outside not in ("border", "zeros") or (outside == "zeros" and mode == "nearest"):
@@ -52,15 +64,6 @@ def gather(
     if coords.ndim != 3 or not fits:
         shapes = [tuple(level.shape) for level in levels]
         raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
-    # half precision cannot tell voxels apart beyond 2048
-    coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
-    parts = []
-    for level, stride, change in zip(levels, strides, changes or [None] * len(levels), strict=True):
-        if mode == "nearest":
-            parts.append(_read(level, _nearest(level, coords, stride), None, change))
-        else:
-            parts.append(_read(level, *_linear(level, coords, stride, outside == "zeros"), change))
-    return torch.cat(parts, -1)
 
 
 def _flat(voxel: Tensor, size: Sequence[int]) -> Tensor:
@@ -75,14 +78,15 @@ def _last_voxel(level: Tensor) -> Tensor:
     return torch.tensor(level.shape[2:], device=level.device) - 1
 
 
-def _nearest(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Tensor:
+def _nearest(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Places:
     """(B, N, 1) number of the voxel of a level that contains each point."""
     index = torch.floor((coords + 0.5) / coords.new_tensor(stride)).long()
-    return _flat(index.clamp_min(0).minimum(_last_voxel(level)), level.shape[2:])[..., None]
+    return _flat(index.clamp_min(0).minimum(_last_voxel(level)), level.shape[2:])[..., None], None
 
 
-def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], zeros: bool) -> tuple[Tensor, Tensor]:
+def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], outside: str) -> Places:
     """(B, N, 2^D) numbers of the voxels around each point, and their weights."""
+    zeros = outside == "zeros"
     last = _last_voxel(level)
     position = (coords + 0.5) / coords.new_tensor(stride) - 0.5
     if zeros:  # within reach, so that a voxel's number stays one; there every corner is outside

@@ -169,15 +169,8 @@ class Grid:
                             for fold in dataset.folds:
                                 yield self._job(dataset, pretraining, protocol, labelled, draw, fold)
 
-    def _job(
-        self,
-        dataset: Dataset,
-        pretraining: Pretraining,
-        protocol: Protocol,
-        labelled: int | str,
-        draw: int,
-        fold: int | str,
-    ) -> Job:
+    def _job(self, dataset: Dataset, pretraining: Pretraining, protocol: Protocol, labelled: int | str, draw: int,
+             fold: int | str) -> Job:  # fmt: skip
         chosen = {} if labelled == "all" else {"labelled": {"n": labelled, "draw": draw}}
         settings = {**self.settings, **protocol.settings, **chosen}
         return Job(dataset, pretraining, protocol, labelled, draw, fold, settings)

@@ -97,6 +97,11 @@ class PretrainNetwork(nn.Module):
         """(B, C, *S) -> levels finest first, the bottleneck last."""
         return pyramid_levels(self._backbone[0], x)
 
+    def stock_levels(self, x: Tensor) -> list[Tensor]:
+        """The same without the widening of the finest one."""
+        backbone = self._backbone[0]
+        return backbone.stock_levels(x) if isinstance(backbone, WidenedNetwork) else self.levels(x)
+
     def vectors(self, levels: Sequence[Tensor], coords: Tensor, valid: Tensor, late: bool = False) -> Tensor:
         """Voxel vectors of the valid points: (M, sum C_l), for coords (B, N, D) and valid (B, N). late: the finest
         level is the stock one and is widened at the points.
@@ -127,7 +132,7 @@ class PretrainNetwork(nn.Module):
                 "for a labelled dataset with `nnunet_ssl adapt`, train one of the downstream trainers, predict with it."
             )
         late = self._widens_late(valid.shape[1], a)
-        levels = self._backbone[0].stock_levels if late else self.levels  # type: ignore[union-attr]
+        levels = self.stock_levels if late else self.levels
         if self.separate_views:
             levels_a, levels_b = levels(a), levels(b)
         else:

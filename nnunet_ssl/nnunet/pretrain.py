@@ -41,6 +41,7 @@ class PretrainTrainer(nnUNetTrainer):
     retrieval@1 is highest. SIGTERM and Ctrl-C finish the iteration, save, and end; ``--c`` goes on there.
     """
 
+    several_machines: ClassVar[bool] = True  # LOCAL_RANK is the GPU, the global rank does input and output
     recipe_class: ClassVar[type[BaseRecipe]]  # of the subclass that has the objective's name
 
     def __init__(
@@ -99,8 +100,8 @@ class PretrainTrainer(nnUNetTrainer):
         preparing.check_patch(self.configuration_manager.patch_size, network)
         self.network = network.to(self.device)
         if self._do_i_compile():
-            # Only what has fixed shapes: the number of points differs between batches.
-            self.network.levels = torch.compile(self.network.levels)
+            for name in ("levels", "stock_levels"):  # what has fixed shapes: points differ in number between batches
+                setattr(self.network, name, torch.compile(getattr(self.network, name)))
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             self.network = devices.distribute(self.network, self.device)
@@ -230,9 +231,7 @@ class PretrainTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = checkpoints.read(checkpoint)
-        checkpoints.restore(self, checkpoint)
+        checkpoints.restore(self, checkpoint if isinstance(checkpoint, dict) else checkpoints.read(checkpoint))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """The representation report in place of predictions: this network has no segmentation to score."""
