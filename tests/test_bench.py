@@ -90,7 +90,11 @@ BAD = [
     ('name = "second"', 'name = "first"', "names the pretraining first twice"),
     ('twin = "first"', 'twin = "third"', "The twin of second is third; there are: first, second"),
     ('name = "first"', 'name = "a/b"', "letters, digits"), ("id = 4\n", "", "lacks id"),
-    ("[[protocols]]", "[[protocol]]", 'Unknown key "protocol"'), ("[settings]", "[settings", "is no TOML"),
+    ("[[protocols]]", "[[protocol]]", r"tables of trainers are \[\[protocols\]\]"),
+    ("[settings]", "[settings", "is no TOML"),
+    ('name = "two arms"', 'protocol = "vox2vek"', '"vox2vek". Did you mean "vox2vec"'),
+    ('name = "two arms"', 'plan = 3', "plan is 3; expected a table"),
+    ('name = "linear"', 'name = "frozen"\nprotocol = "vox2vec"', 'vox2vec is "frozen"; expected one of linear'),
     ("tolerance_mm = 2.0", 'cases = "train"', '"test" or "validation"'),
 ]  # fmt: skip
 
@@ -367,7 +371,7 @@ def test_what_is_missing_shows(tmp_path: Path) -> None:
     missing = rows[(2, "second linear")]
     assert missing["dice"] is None and missing["note"] == "0 of 2 jobs"
     folder = write_report(grid)
-    assert "| 4 | 2 | second linear | missing |" in (folder / "table.md").read_text()
+    assert "| 4 | 2 | second linear | original | missing |" in (folder / "table.md").read_text()
 
 
 def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,7 +387,11 @@ def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str
     latex = (folder / "table.tex").read_text()
     assert latex.count(r"\\") == 16 and r"95 \% interval" in latex and "first ft-fast" in latex
     page = (folder / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page and "25 of 25 jobs" in page
+    assert page.count("<svg ") == 3 and "http" not in page and "25 of 25 jobs" in page
+    assert {path.name for path in (folder / "figures").iterdir()} == {"few_shot_4.svg", "classes_4.svg",
+                                                                      "parameters_4.svg"}  # fmt: skip
+    targets = list(csv.DictReader((folder / "targets.csv").open()))
+    assert len(targets) == 15 and {row["class"] for row in targets} == {"organ"}
     with pytest.raises(UserError, match="has no finished job"):
         write_report(read_grid(write_grid(tmp_path / "out")))
 

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssl.bench.grid import Dataset, Grid, Job, Pretraining
+from nnunet_ssl.bench.grid import Grid, Job
+from nnunet_ssl.bench.marks import CLEAN, LEAKED, UNCHECKED
+from nnunet_ssl.bench.specs import Dataset, Pretraining
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.checkpoints import volume_hashes
 from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
@@ -22,7 +24,6 @@ from nnunet_ssl.nnunet.folds import validation_cases
 from nnunet_ssl.nnunet.reading import read_checkpoint
 from nnunet_ssl.nnunet.volumes import Unusable, content_hash, read_volumes
 
-CLEAN, LEAKED, UNCHECKED = "clean", "leaked", "unchecked"
 MOST_NAMED = 10  # cases in a message; the row has them all
 
 
@@ -189,20 +190,3 @@ def _sentence(pretraining: Pretraining, dataset: Dataset, fold: int | str, cases
     what = "test cases" if dataset.cases == "test" else f"validation cases of fold {fold}"
     which = f'"{pretraining.name}" ({pretraining.checkpoint})'
     return f"The pretraining {which} was trained on {len(cases)} {what} of dataset {dataset.id}: {named}."
-
-
-def note_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the tables say about an arm's rows: nothing where all are clean (or older than this check)."""
-    found = [row["leakage"] for row in rows if row.get("leakage")]
-    leaked = sorted({case for one in found if one["status"] == LEAKED for case in one["cases"]})
-    if leaked:
-        return f"LEAKED: pretrained on {len(leaked)} scored cases"
-    return "leakage not checked" if any(one["status"] == UNCHECKED for one in found) else ""
-
-
-def mark_of(row: Mapping[str, Any], subject: str) -> str:
-    """The mark of one subject of a row: leaked, unchecked, or nothing."""
-    found = row.get("leakage") or {}
-    if subject in found.get("cases", ()):
-        return LEAKED
-    return UNCHECKED if found.get("status") == UNCHECKED else ""
