@@ -6,6 +6,7 @@ import csv
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_ssl.bench.estimates import estimate
 from nnunet_ssl.bench.grid import read_grid
+from nnunet_ssl.bench.preparing import prepare
 from nnunet_ssl.bench.report import arms_of, write_report
 from nnunet_ssl.bench.results import folders_of, key_of, latest, read_results
-from nnunet_ssl.bench.runner import Runner, estimate
+from nnunet_ssl.bench.runner import Runner
 from nnunet_ssl.bench.tables import table_rows
 from nnunet_ssl.cli.main import main
 from nnunet_ssl.errors import UserError
@@ -248,6 +251,49 @@ def test_every_job_is_one_stock_training_and_is_never_repeated(bench: SimpleName
     assert len(runner(bench).todo()) == 10 and len(runner(bench).all()) == 10
     plans = json.loads(next((bench.folders / "preprocessed").glob("Dataset004_*/bench_firstPlans.json")).read_text())
     assert {"bench_linear_n1_d0", "bench_linear_n2_d0"} <= set(plans["configurations"])
+
+
+def test_a_checkpoint_is_read_once_for_all_jobs_of_a_plan(bench: SimpleNamespace, monkeypatch: Any) -> None:
+    """And what is in the plan already is left alone."""
+    from nnunet_ssl.nnunet import adapting, reading
+
+    calls = {"adapt": 0, "read": 0}
+
+    def counted(name: str, function: Callable) -> Callable:
+        def inner(*args: Any, **more: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **more)
+
+        return inner
+
+    monkeypatch.setattr(adapting, "make_adapted", counted("adapt", adapting.make_adapted))
+    for module in (reading, adapting):
+        monkeypatch.setattr(module, "read_checkpoint", counted("read", module.read_checkpoint))
+    jobs = list(bench.grid.jobs())
+    prepare(jobs)
+    assert calls == {"adapt": 2 + 10, "read": 2}  # two plans, ten configurations
+    prepare(jobs)
+    assert calls == {"adapt": 12, "read": 4}
+    changed = [replace(job, settings={**job.settings, "num_epochs": 9}) for job in jobs[:1]]
+    prepare(changed)
+    assert calls["adapt"] == 13
+
+
+def test_a_preset_reaches_the_plan_the_row_and_the_scores(bench: SimpleNamespace) -> None:
+    bench.path.write_text('protocol = "vox2vec"\n' + bench.path.read_text())
+    bench.grid = read_grid(bench.path)
+    rows = runner(bench).all()
+    assert {row["status"] for row in rows} == {"done"}, rows[0].get("error")
+    assert (rows[0]["evaluation"], rows[0]["plan"]) == ("vox2vec", {"batch_size": 7})
+    assert rows[0]["grids"]["1 x 1 x 2 mm"] == rows[0]["scores"]  # the fake images have that spacing
+    plans = json.loads(next((bench.folders / "preprocessed").glob("Dataset004_*/bench_firstPlans.json")).read_text())
+    made = plans["configurations"]["bench_linear-vox2vec_n1_d1"]
+    assert made["batch_size"] == 7 and made["ssl"]["protocol"] == "vox2vec" and made["ssl"]["num_epochs"] == 2
+    assert runner(bench).todo() == []
+    bench.path.write_text("plan = {batch_size = 2}\n" + bench.path.read_text())
+    bench.grid = read_grid(bench.path)
+    with pytest.raises(UserError, match=r"was run with other settings .*batch_size"):
+        runner(bench).todo()
 
 
 def test_a_failed_job_stops_no_other_and_is_tried_again(bench: SimpleNamespace) -> None:

@@ -96,8 +96,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.estimates import estimate
     from nnunet_ssl.bench.grid import read_grid
-    from nnunet_ssl.bench.runner import Runner, estimate
+    from nnunet_ssl.bench.runner import Runner
     from nnunet_ssl.errors import UserError
 
     grid = read_grid(args.grid)
