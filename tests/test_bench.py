@@ -271,9 +271,9 @@ def test_a_checkpoint_is_read_once_for_all_jobs_of_a_plan(bench: SimpleNamespace
         monkeypatch.setattr(module, "read_checkpoint", counted("read", module.read_checkpoint))
     jobs = list(bench.grid.jobs())
     prepare(jobs)
-    assert calls == {"adapt": 2 + 10, "read": 2}  # two plans, ten configurations
+    assert calls == {"adapt": 2 + 10, "read": 1}  # two plans of one file, ten configurations
     prepare(jobs)
-    assert calls == {"adapt": 12, "read": 4}
+    assert calls == {"adapt": 12, "read": 2}
     changed = [replace(job, settings={**job.settings, "num_epochs": 9}) for job in jobs[:1]]
     prepare(changed)
     assert calls["adapt"] == 13

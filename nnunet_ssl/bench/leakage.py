@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.bench.checkpoints import read_once
 from nnunet_ssl.bench.grid import Grid, Job
 from nnunet_ssl.bench.marks import CLEAN, LEAKED, UNCHECKED
 from nnunet_ssl.bench.specs import Dataset, Pretraining
@@ -21,7 +22,6 @@ from nnunet_ssl.nnunet.checkpoints import volume_hashes
 from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
 from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.folds import validation_cases
-from nnunet_ssl.nnunet.reading import read_checkpoint
 from nnunet_ssl.nnunet.volumes import Unusable, content_hash, read_volumes
 
 MOST_NAMED = 10  # cases in a message; the row has them all
@@ -79,7 +79,7 @@ def _pretrained_on(checkpoint: str) -> dict[str, str]:
     """Volume -> content hash of the dataset of a pretraining, those included that it held back (they chose the best
     checkpoint); empty where the file does not say.
     """
-    block = read_checkpoint(checkpoint).ssl or {}
+    block = read_once(checkpoint).ssl or {}
     volumes = block.get("volumes")
     return dict(volumes) if isinstance(volumes, Mapping) else {}
 

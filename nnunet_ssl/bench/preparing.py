@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nnunet_ssl.bench.checkpoints import forget, read_once
 from nnunet_ssl.bench.grid import Job
 
 
@@ -20,6 +21,7 @@ def prepare(jobs: Sequence[Job]) -> None:
         by_plan.setdefault((job.dataset.id, job.plans), {})[job.configuration] = job
     for wanted in by_plan.values():
         _prepare_plan(list(wanted.values()))
+    forget()
 
 
 def _prepare_plan(jobs: Sequence[Job]) -> None:
@@ -27,10 +29,9 @@ def _prepare_plan(jobs: Sequence[Job]) -> None:
     from nnunet_ssl.nnunet.datasets import open_dataset
     from nnunet_ssl.nnunet.planners import existing_plans
     from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
-    from nnunet_ssl.nnunet.reading import read_checkpoint
 
     first = jobs[0]
-    dataset, pretrained = open_dataset(first.dataset.id), read_checkpoint(first.pretraining.checkpoint)
+    dataset, pretrained = open_dataset(first.dataset.id), read_once(first.pretraining.checkpoint)
     where = (first.dataset.id, first.pretraining.checkpoint, first.plans)
     plans = existing_plans(dataset, first.plans)
     if plans is None:
