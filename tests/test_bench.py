@@ -345,8 +345,30 @@ def test_a_dry_run_says_what_would_happen(bench: SimpleNamespace, capsys: pytest
     text = bench.grid.results.read_text().splitlines()
     bench.grid.results.write_text("\n".join(text[:5]) + "\n")
     lines = estimate(bench.grid, runner(bench).todo())
-    assert len(lines) == 6 and "5 jobs to run" in lines[-1] and "5 that are done" in lines[-1] and len(rows) == 10
+    assert len(lines) == 7 and "5 jobs to run" in lines[-1] and "5 that are done" in lines[-1] and len(rows) == 10
+    assert " free" in lines[-1] and lines[-2].startswith("dataset 4: 5 jobs, 50 steps, about ")
     assert main(["bench", "run", str(bench.path), "--jobs", "0"]) == 1 and "--jobs is 0" in capsys.readouterr().err
+
+
+def test_time_and_disk_are_those_of_jobs_alike(bench: SimpleNamespace) -> None:
+    """By hand: 10 s a step for linear, 100 for the rest; disk by what a finished job has left, else by checkpoints."""
+    jobs = list(bench.grid.jobs())
+    first, size = estimate(bench.grid, jobs), (bench.folders / "weights.pth").stat().st_size
+    assert "the time shows after the first" in first[-2] and "no time known" in first[-1]
+    labels = sum(path.stat().st_size for path in bench.commands.raw.glob("labelsTs/*"))
+    assert f"about {10 * (2 * size + labels) / 1e6:.1f} MB" in first[-2]
+    fast = next(job for job in jobs if job.protocol.title == "ft-fast")
+    done = [jobs[0], fast]
+    bench.grid.results.write_text("".join(
+        json.dumps({"job": job.key, "status": "done", "steps": 10, "seconds": seconds, "settings": {}}) + "\n"
+        for job, seconds in zip(done, (100.0, 1000.0), strict=True)))  # fmt: skip
+    for job in done:
+        folders_of(job).fold.mkdir(parents=True)
+        (folders_of(job).fold / "checkpoint_final.pth").write_bytes(b"0" * 3_000_000)
+    rest = [job for job in jobs if job not in done]
+    # 3 linear ones of 10 steps at 10 s, 3 fast ones at 100 s, 2 from scratch at the mean of 55 s
+    line = estimate(bench.grid, rest)[-2]
+    assert f"about {(3 * 100 + 3 * 1000 + 2 * 550) / 3600:.1f} h, about 24.0 MB" in line
 
 
 def test_where_a_jobs_files_lie(bench: SimpleNamespace) -> None:
