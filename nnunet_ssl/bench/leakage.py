@@ -75,6 +75,17 @@ class Guard:
         return Finding(LEAKED if leaked else CLEAN, leaked)
 
 
+class Recorded:
+    """Says again what a Guard has found, in a process that cannot ask one."""
+
+    def __init__(self, found: Finding | None) -> None:
+        self.found = found
+
+    def check(self, job: Job) -> Finding | None:
+        """As ``Guard.check``."""
+        return self.found
+
+
 def _pretrained_on(checkpoint: str) -> dict[str, str]:
     """Volume -> content hash of the dataset of a pretraining, those included that it held back (they chose the best
     checkpoint); empty where the file does not say.
@@ -157,7 +168,7 @@ class Cache:
             self.changed = False
 
 
-def require_clean(jobs: Sequence[Job], guard: Guard, allow: bool) -> list[str]:
+def require_clean(jobs: Sequence[Job], guard: Guard | Recorded, allow: bool) -> list[str]:
     """Check all jobs before one of them runs; lines for the user about what could not be checked or was allowed.
 
     Raises UserError that names the cases where a pretraining has seen what it would be scored on, unless ``allow``.

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_ssl.bench.commands import Run, run_command, visible_gpus
 from nnunet_ssl.bench.grid import Grid, Job
-from nnunet_ssl.bench.leakage import Guard, require_clean
+from nnunet_ssl.bench.leakage import Guard, Recorded, require_clean
 from nnunet_ssl.bench.preparing import prepare
 from nnunet_ssl.bench.results import Folders, add_row, folders_of, key_of, latest, read_results
 from nnunet_ssl.errors import UserError
@@ -31,9 +31,10 @@ class Runner:
         workers: int = 1,
         run: Run = run_command,
         allow_leakage: bool = False,
+        guard: Guard | Recorded | None = None,
     ) -> None:
         self.grid, self.device, self.workers, self.run = grid, device, workers, run
-        self.guard, self.allow_leakage = Guard(grid), allow_leakage
+        self.guard, self.allow_leakage = guard or Guard(grid), allow_leakage
         self.lock = Lock()
         self.gpus = visible_gpus()
 
@@ -54,16 +55,20 @@ class Runner:
         return open_jobs
 
     def all(self) -> list[dict[str, Any]]:
-        """Run what is to do; the new rows. UserError, before anything runs, where a pretraining has seen what it would
-        be scored on and that was not allowed.
-        """
+        """Run what is to do; the new rows."""
         jobs = self.todo()
+        self.ready(jobs)
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self.one, jobs, range(len(jobs))))
+
+    def ready(self, jobs: Sequence[Job]) -> None:
+        """Make what the jobs need. UserError, before anything runs, where a pretraining has seen what it would be
+        scored on and that was not allowed.
+        """
         for line in require_clean(jobs, self.guard, self.allow_leakage):
             print(line, flush=True)
         if jobs:
             prepare(jobs)
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self.one, jobs, range(len(jobs))))
 
     def one(self, job: Job, number: int = 0) -> dict[str, Any]:
         """Train, predict and score one job; its row, which is written whatever happens."""
