@@ -98,6 +98,7 @@ BAD = [
     ('name = "two arms"', 'protocol = "vox2vek"', '"vox2vek". Did you mean "vox2vec"'),
     ('name = "two arms"', 'plan = 3', "plan is 3; expected a table"),
     ('name = "linear"', 'name = "frozen"\nprotocol = "vox2vec"', 'vox2vec is "frozen"; expected one of linear'),
+    ("tolerance_mm = 2.0", 'task = "BCTV"', 'There is no task "BCTV". Did you mean "BTCV"'),
     ("tolerance_mm = 2.0", 'cases = "train"', '"test" or "validation"'),
 ]  # fmt: skip
 

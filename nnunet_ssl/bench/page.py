@@ -15,6 +15,7 @@ from nnunet_ssl.bench.report import Arm
 from nnunet_ssl.bench.specs import Dataset
 from nnunet_ssl.bench.svg import Drawing
 from nnunet_ssl.bench.tables import HEADINGS, shown, table_rows
+from nnunet_ssl.bench.task import load_task
 
 STYLE = """
 body { font: 15px/1.5 system-ui, 'DejaVu Sans', sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em;
@@ -94,7 +95,8 @@ def as_html(
             if figure := drawings.get(f"{kind}_{dataset.id}"):
                 parts.append(_figure(figure, _lacking(own)))
         parts.append(_table(table_rows(own)))
-        parts += [published_html(one) for one in published if one.task == dataset.task]
+        known = load_task(dataset.task).name if dataset.task else None
+        parts += [published_html(one) for one in published if one.task == known]
     parts.append(f'<h2>How to read this</h2><p class="about">{html.escape(ABOUT)}</p>')
     parts += [f'<p class="about">{html.escape(line)}</p>' for line in _protocols(grid)]
     return (

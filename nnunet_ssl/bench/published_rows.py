@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_ssl.bench.grid import Grid
 from nnunet_ssl.bench.presets import load_preset, preset_names
+from nnunet_ssl.bench.task import load_task
 
 FOLDER = "nnunet_ssl.bench.published"
 HEADINGS = ("published", "N", "Dice", "minus its own scratch", "trainable")
@@ -62,7 +63,7 @@ def all_published() -> list[Published]:
 
 def published_for(grid: Grid) -> list[Published]:
     """Those on the tasks that the datasets of a grid name (``task = "BTCV"``)."""
-    tasks = {dataset.task for dataset in grid.datasets}
+    tasks = {load_task(dataset.task).name for dataset in grid.datasets if dataset.task}
     return [one for one in all_published() if one.task in tasks]
 
 

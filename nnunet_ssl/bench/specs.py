@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from nnunet_ssl.bench.presets import DEFAULT, Preset, load_preset
+from nnunet_ssl.bench.task import load_task
 from nnunet_ssl.errors import UserError
 
 TRAINERS = {
@@ -49,6 +50,8 @@ class Dataset:
         require(self.cases in ("test", "validation"), "datasets.cases", self.cases, '"test" or "validation"')
         require(self.tolerance_mm > 0, "datasets.tolerance_mm", self.tolerance_mm, "a number above 0")
         require(0 < self.step_size <= 1, "datasets.step_size", self.step_size, "a number above 0, at most 1")
+        if self.task is not None:
+            load_task(self.task)
         require(bool(self.folds), "datasets.folds", self.folds, 'a list of folds, e.g. [0] or ["all"]')
 
 

@@ -83,7 +83,7 @@ def _prepare(args: argparse.Namespace) -> int:
     print(f"  licence: {task.licence}; cite: {task.citation[0]}")
     folds = ", ".join(map(str, range(task.split["folds"])))
     print(f"\nFor a grid:\n  [[datasets]]\n  id = {args.dataset_id}\n  folds = [{folds}]")
-    print(f'  cases = "{task.score}"\n  tolerance_mm = {task.metric["tolerance_mm"]}')
+    print(f'  cases = "{task.score}"\n  tolerance_mm = {task.metric["tolerance_mm"]}\n  task = "{task.name}"')
     print(f"\nNext:\n  nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 3d_fullres")
     print(f"  nnunet_ssl adapt -d {args.dataset_id} -w checkpoint_final.pth --preprocess   # with pretrained weights")
     return 0
