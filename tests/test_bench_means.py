@@ -85,6 +85,20 @@ def test_a_mean_over_unequal_jobs_says_so(tmp_path: Path) -> None:
     assert "lacks dataset 5" in (write_report(grid) / "table.md").read_text()
 
 
+def test_arms_with_other_subjects_are_compared_on_those_that_both_have(tmp_path: Path) -> None:
+    """Scratch lacks a fold, and with it the subjects of that fold."""
+    text = GRID.replace("draws = 2", 'draws = 1\nfolds = [0, 1]\ncases = "validation"').replace("[1, 2]", "[1]")
+
+    def by_fold(job: Job, subject: int, name: str) -> float | None:
+        return value(job, subject, name) if subject % 2 == job.fold else None
+
+    grid = grid_with_results(tmp_path, text, by_fold, CLASSES, SUBJECTS,
+                             lambda job: job.protocol.name == "scratch" and job.fold == 1)  # fmt: skip
+    arm = next(arm for arm in arms_of(grid) if arm.title == "v linear" and arm.key[0] == 4)
+    assert arm.comparison is not None and arm.comparison.subjects == 5
+    assert arm.comparison.difference == pytest.approx(np.mean([0.1 + 0.001 * i for i in range(0, SUBJECTS, 2)]))
+
+
 def test_one_dataset_has_no_mean_of_its_own(tmp_path: Path) -> None:
     text = GRID.replace("[[datasets]]\nid = 5\nlabelled = [1]\ndraws = 2\n", "")
     assert means_of(arms_of(grid_with_results(tmp_path, text, value, CLASSES))) == []

@@ -121,6 +121,17 @@ def test_nothing_is_cut_off_at_1280_px(made: tuple[Grid, Path], tmp_path: Path) 
     assert found["smallest"] >= 11
 
 
+def test_what_is_cut_off_would_be_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    figure = '<svg viewBox="0 0 200 40" width="200"><text x="150" y="20">beyond it</text>{}</svg>'
+    cell = '<table style="table-layout: fixed; width: 40px"><tr><td>unbreakable</td></tr></table>'
+    words = '<text x="10" y="20">one</text><text x="15" y="22">other</text>'
+    page.write_text(f"<!doctype html><body>{figure.format(words)}{cell}{MEASURE}</body>", encoding="utf-8")
+    dom = browse(page, f"--window-size={WIDTH},800", "--dump-dom")
+    found = json.loads(re.search(r'<pre id="measured">(.*?)</pre>', dom, re.S)[1])
+    assert (found["clipped"], found["overlapping"], found["cells"]) == (["beyond it"], ["one | other"], ["unbreakable"])
+
+
 def test_the_screenshot_shows_the_curves(made: tuple[Grid, Path], tmp_path: Path) -> None:
     from matplotlib.image import imread
 

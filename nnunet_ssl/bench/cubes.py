@@ -35,13 +35,15 @@ class Cube:
         counts = np.isfinite(values).sum(2)
         return np.where(counts > 0, np.nansum(values, axis=2) / np.maximum(counts, 1), np.nan)
 
-    def shared(self, other: Cube) -> tuple[Cube, Cube, bool]:
-        """Both with the draws and subjects that both have; True where draws were left out."""
+    def shared(self, other: Cube) -> tuple[Cube, Cube, str]:
+        """Both with the draws and subjects that both have; words on what was left out, empty where nothing was."""
         draws = [d for d in self.draws if d in other.draws]
         own = set(other.subjects)
         subjects = [s for s in self.subjects if s in own]
         parts = self._part(draws, subjects), other._part(draws, subjects)
-        return *parts, len(draws) < max(len(self.draws), len(other.draws))
+        counted = (("draws", draws, self.draws, other.draws), ("subjects", subjects, self.subjects, other.subjects))
+        words = [f"{len(both)} shared {what}" for what, both, a, b in counted if len(both) < max(len(a), len(b))]
+        return *parts, " and ".join(words)
 
     def _part(self, draws: Sequence[int], subjects: Sequence[str]) -> Cube:
         if (list(draws), list(subjects)) == (list(self.draws), list(self.subjects)):

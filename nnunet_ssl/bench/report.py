@@ -122,7 +122,7 @@ def _compare(grid: Grid, arms: Mapping[ArmKey, Arm]) -> None:
         own, theirs, left_out = arm.cube.shared(arm.twin.cube)
         arm.comparison = _comparison(own, theirs)
         if arm.comparison is not None and left_out:
-            arm.say(f"compared on {arm.comparison.draws} shared draws")
+            arm.say(f"compared on {left_out}")
         for target in arm.targets:
             if target.name in theirs.classes:
                 target.comparison = _comparison(own, theirs, target.name)
