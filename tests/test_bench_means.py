@@ -50,7 +50,7 @@ def test_every_class_counts_once(tmp_path: Path) -> None:
     linear = rows[(1, "v linear")]
     common = 0.01 + np.mean(0.003 * np.arange(SUBJECTS) ** 1.5)
     assert linear["dice"] == pytest.approx(0.5 + common) and linear["whole"]  # (.3 + .4 + .5 + .8) / 4
-    assert linear["difference"] == pytest.approx(0.1 + 0.001 * 4) and linear["signs"] == "4 of 4 up"
+    assert linear["difference"] == pytest.approx(0.1 + 0.001 * 4) and linear["signs"] == "4 of 4 classes up"
     assert linear["low"] < linear["dice"] < linear["high"] and linear["p"] is None and linear["note"] == ""
     assert linear["dataset"] == "mean of 4 classes (2 of 2 datasets)" and (linear["jobs"], linear["asked"]) == (4, 4)
     alone = rows[(2, "v linear")]  # which dataset 5 is not asked for

@@ -63,7 +63,7 @@ def _difference(found: Sequence[Arm], seeds: dict[int, int]) -> dict[str, Any]:
                       for t in arm.targets if t.comparison]  # fmt: skip
     mean, low, high = _averaged(parts)
     signs = [mean_of(table) > 0 for _, table in parts]
-    counted = f"{sum(signs)} of {len(signs)} up" if signs else None
+    counted = f"{sum(signs)} of {len(signs)} classes up" if signs else None
     return {"difference": mean, "difference_low": low, "difference_high": high, "signs": counted}
 
 

@@ -29,8 +29,8 @@ td, th { padding: 3px 6px; border-bottom: 1px solid #ccc; text-align: right; ver
 .arm, .note { text-align: left; } .interval, .difference_interval, .time { white-space: nowrap; }
 .note { overflow-wrap: anywhere; max-width: 15em; }
 .signs { overflow-wrap: anywhere; min-width: 6em; max-width: 10em; }
-.grid, .labelled { white-space: nowrap; }
-tr.first td { border-top: 1.5px solid #777; }
+.grid, .labelled, .jobs { white-space: nowrap; }
+tr.first td { border-top: 2px solid #555; } .arm { min-width: 12.5em; }
 .missing { color: #8a1c00; font-style: italic; }
 .published { border: 1px dashed #555; padding: 0 1em 1em; margin: 1.5em 0; }
 .published table { width: auto; } .about { font-size: 13.5px; }
@@ -114,11 +114,11 @@ def _facts(arms: Sequence[Arm]) -> str:
     own = figures.drawn(arms)
     jobs, done = sum(len(arm.jobs) for arm in own), sum(len(arm.rows) for arm in own)
     hours = sum(arm.seconds or 0.0 for arm in own) / 3600
-    missing = "" if jobs == done else f" {jobs - done} jobs are missing; rows that lack some say so."
-    mirrored = sorted({str(row["mirror_axes"]) for arm in own for row in arm.rows})
+    missing = "" if jobs == done else f" Missing jobs: {jobs - done}; rows that lack some say so."
+    mirrored = sorted({str(row["mirror_axes"] or "none") for arm in own for row in arm.rows})
     leaked = sum(arm.note.startswith("LEAKED") for arm in own)
     if leaked:
-        missing += f" {leaked} rows are of pretrainings that have seen scored cases; they are marked."
+        missing += f" Rows of pretrainings that have seen scored cases: {leaked}; they are marked."
     return f"{done} of {jobs} jobs, {hours:.1f} hours. Mirrored axes: {', '.join(mirrored) or 'unknown'}.{missing}"
 
 
@@ -160,7 +160,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Without columns that say the same in all rows of a section."""
     one_grid = {row["grid"] for row in rows} == {ORIGINAL}
     left_out = {"dataset": True, "grid": one_grid, "note": not any(row["note"] for row in rows)}
-    left_out |= {key: all(row[key] is None for row in rows) for key in ("sd", "nsd")}
+    left_out |= {key: all(row[key] is None for row in rows) for key in ("sd", "nsd", "p_holm")}
     columns = [key for key in HEADINGS if not left_out.get(key, False)]
     lines, before = [], None
     for row in rows:
