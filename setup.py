@@ -70,7 +70,15 @@ setup(
     packages=[*find_packages(include=["nnunet_ssl", "nnunet_ssl.*"]), "nnunet_ssl.discovery", *MAPPED],
     package_dir={"nnunet_ssl": "nnunet_ssl", **MAPPED},
     py_modules=["_nnunet_ssl_boot"],
-    package_data={"nnunet_ssl.plans": ["*.json"], "nnunet_ssl.bench.tasks": ["*.json"]},
+    package_data={
+        name: ["*.json"]
+        for name in (
+            "nnunet_ssl.plans",
+            "nnunet_ssl.bench.tasks",
+            "nnunet_ssl.bench.protocols",
+            "nnunet_ssl.bench.published",
+        )
+    },
     install_requires=[
         "nnunetv2>=2.8,<2.9",
         "torch>=2.1.2",
@@ -87,6 +95,7 @@ setup(
     ],
     extras_require={
         "bench": ["surface-distance", "scipy<2"],
+        "slurm": ["submitit"],
         "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "mypy", "setuptools", "wheel"],
     },
     entry_points={"console_scripts": ["nnunet_ssl = nnunet_ssl.cli.main:main"]},

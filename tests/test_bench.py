@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_ssl.bench.estimates import estimate
 from nnunet_ssl.bench.grid import read_grid
+from nnunet_ssl.bench.preparing import prepare
 from nnunet_ssl.bench.report import arms_of, write_report
 from nnunet_ssl.bench.results import folders_of, key_of, latest, read_results
-from nnunet_ssl.bench.runner import Runner, estimate
+from nnunet_ssl.bench.runner import Runner
 from nnunet_ssl.bench.tables import table_rows
 from nnunet_ssl.cli.main import main
 from nnunet_ssl.errors import UserError
@@ -97,7 +101,12 @@ BAD = [
     ('name = "second"', 'name = "first"', "names the pretraining first twice"),
     ('twin = "first"', 'twin = "third"', "The twin of second is third; there are: first, second"),
     ('name = "first"', 'name = "a/b"', "letters, digits"), ("id = 4\n", "", "lacks id"),
-    ("[[protocols]]", "[[protocol]]", 'Unknown key "protocol"'), ("[settings]", "[settings", "is no TOML"),
+    ("[[protocols]]", "[[protocol]]", r"tables of trainers are \[\[protocols\]\]"),
+    ("[settings]", "[settings", "is no TOML"),
+    ('name = "two arms"', 'protocol = "vox2vek"', '"vox2vek". Did you mean "vox2vec"'),
+    ('name = "two arms"', 'plan = 3', "plan is 3; expected a table"),
+    ('name = "linear"', 'name = "frozen"\nprotocol = "vox2vec"', 'vox2vec is "frozen"; expected one of linear'),
+    ("tolerance_mm = 2.0", 'task = "BCTV"', 'There is no task "BCTV". Did you mean "BTCV"'),
     ("tolerance_mm = 2.0", 'cases = "train"', '"test" or "validation"'),
 ]  # fmt: skip
 
@@ -253,6 +262,49 @@ def test_every_job_is_one_stock_training_and_is_never_repeated(bench: SimpleName
     assert {"bench_linear_n1_d0", "bench_linear_n2_d0"} <= set(plans["configurations"])
 
 
+def test_a_checkpoint_is_read_once_for_all_jobs_of_a_plan(bench: SimpleNamespace, monkeypatch: Any) -> None:
+    """And what is in the plan already is left alone."""
+    from nnunet_ssl.nnunet import adapting, reading
+
+    calls = {"adapt": 0, "read": 0}
+
+    def counted(name: str, function: Callable) -> Callable:
+        def inner(*args: Any, **more: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **more)
+
+        return inner
+
+    monkeypatch.setattr(adapting, "make_adapted", counted("adapt", adapting.make_adapted))
+    for module in (reading, adapting):
+        monkeypatch.setattr(module, "read_checkpoint", counted("read", module.read_checkpoint))
+    jobs = list(bench.grid.jobs())
+    prepare(jobs)
+    assert calls == {"adapt": 2 + 10, "read": 1}  # two plans of one file, ten configurations
+    prepare(jobs)
+    assert calls == {"adapt": 12, "read": 2}
+    changed = [replace(job, settings={**job.settings, "num_epochs": 9}) for job in jobs[:1]]
+    prepare(changed)
+    assert calls["adapt"] == 13
+
+
+def test_a_preset_reaches_the_plan_the_row_and_the_scores(bench: SimpleNamespace) -> None:
+    bench.path.write_text('protocol = "vox2vec"\n' + bench.path.read_text())
+    bench.grid = read_grid(bench.path)
+    rows = runner(bench).all()
+    assert {row["status"] for row in rows} == {"done"}, rows[0].get("error")
+    assert (rows[0]["evaluation"], rows[0]["plan"]) == ("vox2vec", {"batch_size": 7})
+    assert rows[0]["grids"]["1 x 1 x 2 mm"] == rows[0]["scores"]  # the fake images have that spacing
+    plans = json.loads(next((bench.folders / "preprocessed").glob("Dataset004_*/bench_firstPlans.json")).read_text())
+    made = plans["configurations"]["bench_linear-vox2vec_n1_d1"]
+    assert made["batch_size"] == 7 and made["ssl"]["protocol"] == "vox2vec" and made["ssl"]["num_epochs"] == 2
+    assert runner(bench).todo() == []
+    bench.path.write_text("plan = {batch_size = 2}\n" + bench.path.read_text())
+    bench.grid = read_grid(bench.path)
+    with pytest.raises(UserError, match=r"was run with other settings .*batch_size"):
+        runner(bench).todo()
+
+
 def test_a_failed_job_stops_no_other_and_is_tried_again(bench: SimpleNamespace) -> None:
     bench.commands.fails = {"bench_linear_n1_d0"}
     rows = runner(bench).all()
@@ -302,8 +354,45 @@ def test_a_dry_run_says_what_would_happen(bench: SimpleNamespace, capsys: pytest
     text = bench.grid.results.read_text().splitlines()
     bench.grid.results.write_text("\n".join(text[:5]) + "\n")
     lines = estimate(bench.grid, runner(bench).todo())
-    assert len(lines) == 6 and "5 jobs to run" in lines[-1] and "5 that are done" in lines[-1] and len(rows) == 10
+    assert len(lines) == 7 and "5 jobs to run" in lines[-1] and "5 that are done" in lines[-1] and len(rows) == 10
+    assert " free" in lines[-1] and lines[-2].startswith("dataset 4: 5 jobs, 50 steps, about ")
     assert main(["bench", "run", str(bench.path), "--jobs", "0"]) == 1 and "--jobs is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ('checkpoint = "', 'checkpoint = "/gone', "The checkpoint /gone.* is not there"),
+    ("labelled = [1]", "labelled = [1, 99]", "asks for 99 labelled cases of dataset 4, which has [0-9]"),
+])  # fmt: skip
+def test_what_cannot_be_run_is_said_before_anything_runs(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], old: str, new: str, words: str
+) -> None:
+    text = bench.path.read_text(encoding="utf-8")
+    assert old in text
+    bench.path.write_text(text.replace(old, new), encoding="utf-8")
+    for more in (["--dry-run"], []):
+        assert main(["bench", "run", str(bench.path), *more]) == 1
+        assert re.search(words, capsys.readouterr().err)
+
+
+def test_time_and_disk_are_those_of_jobs_alike(bench: SimpleNamespace) -> None:
+    """By hand: 10 s a step for linear, 100 for the rest; disk by what a finished job has left, else by checkpoints."""
+    jobs = list(bench.grid.jobs())
+    first, size = estimate(bench.grid, jobs), (bench.folders / "weights.pth").stat().st_size
+    assert "the time shows after the first" in first[-2] and "no time known" in first[-1]
+    labels = sum(path.stat().st_size for path in bench.commands.raw.glob("labelsTs/*"))
+    assert f"about {10 * (2 * size + labels) / 1e6:.1f} MB" in first[-2]
+    fast = next(job for job in jobs if job.protocol.title == "ft-fast")
+    done = [jobs[0], fast]
+    bench.grid.results.write_text("".join(
+        json.dumps({"job": job.key, "status": "done", "steps": 10, "seconds": seconds, "settings": {}}) + "\n"
+        for job, seconds in zip(done, (100.0, 1000.0), strict=True)))  # fmt: skip
+    for job in done:
+        folders_of(job).fold.mkdir(parents=True)
+        (folders_of(job).fold / "checkpoint_final.pth").write_bytes(b"0" * 3_000_000)
+    rest = [job for job in jobs if job not in done]
+    # 3 linear ones of 10 steps at 10 s, 3 fast ones at 100 s, 2 from scratch at the mean of 55 s
+    line = estimate(bench.grid, rest)[-2]
+    assert f"about {(3 * 100 + 3 * 1000 + 2 * 550) / 3600:.1f} h, about 24.0 MB" in line
 
 
 def test_where_a_jobs_files_lie(bench: SimpleNamespace) -> None:
@@ -374,7 +463,7 @@ def test_what_is_missing_shows(tmp_path: Path) -> None:
     missing = rows[(2, "second linear")]
     assert missing["dice"] is None and missing["note"] == "0 of 2 jobs"
     folder = write_report(grid)
-    assert "| 4 | 2 | second linear | missing |" in (folder / "table.md").read_text()
+    assert "| 4 | 2 | second linear | original | missing |" in (folder / "table.md").read_text()
 
 
 def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,7 +479,11 @@ def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str
     latex = (folder / "table.tex").read_text()
     assert latex.count(r"\\") == 16 and r"95 \% interval" in latex and "first ft-fast" in latex
     page = (folder / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page and "25 of 25 jobs" in page
+    assert page.count("<svg ") == 3 and "http" not in page and "25 of 25 jobs" in page
+    assert {path.name for path in (folder / "figures").iterdir()} == {"few_shot_4.svg", "classes_4.svg",
+                                                                      "parameters_4.svg"}  # fmt: skip
+    targets = list(csv.DictReader((folder / "targets.csv").open()))
+    assert len(targets) == 15 and {row["class"] for row in targets} == {"organ"}
     with pytest.raises(UserError, match="has no finished job"):
         write_report(read_grid(write_grid(tmp_path / "out")))
 

@@ -84,7 +84,7 @@ def test_allowed_leakage_is_in_every_row_and_table(seen: SimpleNamespace, capsys
     assert marked == ["scratch" not in row["arm"] for row in arms] and sum(marked) == 4
     for name in ("table.md", "table.tex", "arms.json", "index.html"):
         assert (folder / name).read_text().count("LEAKED") == 4, name
-    assert "4 rows are of pretrainings that have seen scored cases" in (folder / "index.html").read_text()
+    assert "Rows of pretrainings that have seen scored cases: 4;" in (folder / "index.html").read_text()
     subjects = list(csv.DictReader((folder / "subjects.csv").open()))
     assert {(row["protocol"] == "scratch", row["subject"], row["leakage"]) for row in subjects} == {
         (False, "test_0", ""), (False, "test_1", "leaked"), (True, "test_0", ""), (True, "test_1", ""),

@@ -94,7 +94,7 @@ def test_mixed_orientations_get_the_reorienting_reader(downloads: dict[str, Path
 
 
 def test_acdc_is_split_by_patient_and_balanced(downloads: dict[str, Path], places: Path) -> None:
-    from nnunet_ssl.nnunet.downstream.sampling import case_groups, choose_cases
+    from nnunet_ssl.nnunet.downstream.sampling import case_groups, case_subjects, choose_cases
 
     description, splits, _ = contents(made("ACDC", downloads["ACDC"]))
     groups = case_groups(places / "nowhere", description)
@@ -103,8 +103,11 @@ def test_acdc_is_split_by_patient_and_balanced(downloads: dict[str, Path], place
         patients = {case[:10] for case in fold["val"]}
         assert len(patients) == 20 and not patients & {case[:10] for case in fold["train"]}
         assert Counter(groups[case] for case in fold["val"]) == dict.fromkeys(make.GROUPS, 8)
-    chosen = choose_cases(splits[0]["train"], {"n": 5, "draw": 0}, groups)
-    assert {groups[case] for case in chosen} == set(make.GROUPS)
+    subjects = case_subjects(description)
+    assert len(set(subjects.values())) == 100 and subjects["patient090_frame04"] == "patient090"
+    chosen = choose_cases(splits[0]["train"], {"n": 5, "draw": 0}, groups, subjects)
+    assert len(chosen) == 10 and {groups[case] for case in chosen} == set(make.GROUPS)
+    assert "subjects" not in contents(made("BTCV", downloads["BTCV"], dataset_id=18))[0]
 
 
 def test_stock_planning_takes_the_folds_over(downloads: dict[str, Path], places: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_ssl.bench.statistics import RESAMPLES, compare, holm, summarise
+from nnunet_ssl.bench.signed_rank import signed_rank_p
+from nnunet_ssl.bench.statistics import RESAMPLES, compare, holm, resampled_means, summarise
 
 
 def scores(draws: int, subjects: int, seed: int = 0) -> np.ndarray:
@@ -20,8 +23,9 @@ def test_means_and_spread() -> None:
     found = summarise(table)
     assert found.mean == pytest.approx(table.mean()) and found.sd_draws == pytest.approx(table.mean(1).std(ddof=1))
     assert (found.draws, found.subjects) == (5, 30) and found.low < found.mean < found.high
-    assert summarise(table[:1]).sd_draws is None
-    assert summarise(np.full((2, 3), 0.5)) == type(found)(0.5, 0.0, 0.5, 0.5, 2, 3)
+    assert found.sd == pytest.approx(table.mean(0).std(ddof=1))
+    assert summarise(table[:1]).sd_draws is None and summarise(table[:, :1]).sd is None
+    assert summarise(np.full((2, 3), 0.5)) == type(found)(0.5, 0.0, 0.0, 0.5, 0.5, 2, 3)
 
 
 def test_the_interval_is_that_of_scipy_for_one_draw() -> None:
@@ -62,6 +66,40 @@ def test_a_comparison_is_paired_over_subjects_after_averaging_draws() -> None:
         compare(arm, twin[:, :-1])
     with pytest.raises(ValueError, match="no score"):
         summarise(np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 12, 50, 51, 200])
+def test_the_signed_rank_test_is_that_of_scipy(number: int) -> None:
+    differences = np.random.default_rng(number).normal(0.2, 1, number)
+    method = "exact" if number <= 50 else "asymptotic"
+    assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences, method=method).pvalue, rel=1e-9)
+    assert signed_rank_p(-differences) == pytest.approx(signed_rank_p(differences))
+
+
+def test_ties_and_zeros_of_the_signed_rank_test() -> None:
+    """Few values: against all 2^n sign patterns, written out; many: SciPy's normal approximation for ties."""
+    rng = np.random.default_rng(0)
+    few = np.array([0.1, -0.1, 0.2, 0.2, 0.0, -0.3, 0.4, 0.2])
+    ranks, values = stats.rankdata(np.abs(few[few != 0])), few[few != 0]
+    sums = np.array([np.dot(pattern, ranks) for pattern in itertools.product((0, 1), repeat=len(values))])
+    positive = ranks[values > 0].sum()
+    by_hand = min(1.0, 2 * min((sums <= positive).mean(), (sums >= positive).mean()))
+    assert signed_rank_p(few) == pytest.approx(by_hand) and signed_rank_p([*few, np.nan]) == pytest.approx(by_hand)
+    many = np.round(rng.normal(0.2, 1, 120), 1)
+    scipys = stats.wilcoxon(many, zero_method="wilcox", correction=False, method="asymptotic").pvalue
+    assert signed_rank_p(many) == pytest.approx(scipys)
+    assert signed_rank_p(np.zeros(5)) is None and signed_rank_p([]) is None
+
+
+def test_a_table_without_gaps_takes_the_same_way() -> None:
+    """The short formula for whole tables and the one for gaps agree."""
+    table = scores(3, 15)
+    padded = np.concatenate([table, np.full((3, 1), np.nan)], axis=1)
+    whole, gaps = resampled_means(table), resampled_means(padded)
+    assert whole.mean() == pytest.approx(table.mean(), abs=0.005) and whole.std() == pytest.approx(gaps.std(), rel=0.1)
+    one_gap = table.copy()
+    one_gap[0, 0] = np.nan
+    assert np.abs(resampled_means(one_gap) - whole).max() < 0.1
 
 
 def test_holm_is_the_step_down_method() -> None:

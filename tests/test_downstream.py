@@ -20,7 +20,7 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss, split_target
 from nnunet_ssl.nnunet.downstream.protocols import Protocol
 from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
-from nnunet_ssl.nnunet.downstream.sampling import case_groups, choose_cases
+from nnunet_ssl.nnunet.downstream.sampling import case_groups, case_subjects, choose_cases
 from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimizer
 from nnunet_ssl.nnunet.downstream.settings import resolve
 from nnunet_ssl.nnunet.recipe import parse
@@ -134,6 +134,29 @@ def test_labelled_cases_are_balanced_over_groups(tmp_path):
     (tmp_path / "groups.csv").write_text("name,group\ncase_00,X\n", encoding="utf-8")
     with pytest.raises(UserError, match="columns case and group"):
         case_groups(tmp_path, {})
+
+
+def test_labelled_counts_subjects_where_the_dataset_names_them():
+    """Two frames a patient: n patients with all their frames, nested, seeded by the draw, balanced over groups."""
+    subjects = {f"p{i:02d}_{frame}": f"p{i:02d}" for i in range(9) for frame in "ab"}
+    groups = {case: "XYZ"[int(case[1:3]) % 3] for case in subjects}
+    cases = list(subjects)
+    for draw in range(4):
+        for balance in (None, groups):
+            chosen = [choose_cases(cases, {"n": n, "draw": draw}, balance, subjects) for n in range(1, 10)]
+            assert all(len(c) == 2 * n for n, c in enumerate(chosen, 1)) and all(
+                set(a) < set(b) for a, b in pairwise(chosen)
+            )
+            assert all({f"{s}_a", f"{s}_b"} <= set(c) for c in chosen for s in {subjects[case] for case in c})
+        assert {groups[case] for case in choose_cases(cases, {"n": 3, "draw": draw}, groups, subjects)} == set("XYZ")
+    assert len({tuple(choose_cases(cases, {"n": 2, "draw": d}, None, subjects)) for d in range(5)}) > 1
+    assert case_subjects({}) == {} and case_subjects({"subjects": subjects}) == subjects
+    with pytest.raises(UserError, match=r"n is 10, .* 18 training cases of 9 subjects, which it counts"):
+        choose_cases(cases, {"n": 10, "draw": 0}, None, subjects)
+    with pytest.raises(UserError, match=r"1 training cases have no subject \(q_a\)"):
+        choose_cases([*cases, "q_a"], {"n": 1, "draw": 0}, None, subjects)
+    with pytest.raises(UserError, match="subject p00 are of the groups W, X; expected one group"):
+        choose_cases(cases, {"n": 1, "draw": 0}, {**groups, "p00_b": "W"}, subjects)
 
 
 # ---- rates

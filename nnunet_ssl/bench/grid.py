@@ -2,100 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import re
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from nnunet_ssl.bench.specs import TRAINERS, Dataset, Pretraining, Protocol, check_keys, made, require
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-TRAINERS = {
-    "linear": "SSLLinearProbeTrainer",
-    "nonlinear": "SSLNonlinearProbeTrainer",
-    "frozen": "SSLFrozenTrainer",
-    "finetune": "SSLFineTuneTrainer",
-    "scratch": "SSLScratchTrainer",
-}
-NAME = re.compile(r"[A-Za-z0-9-]+")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A labelled dataset. id: its number; labelled: numbers of training cases, or "all"; cases: "test" scores
-    imagesTs against labelsTs, "validation" the fold's validation cases; tolerance_mm: of the surface Dice; ``adapt``:
-    settings of ``nnunet_ssl adapt`` for it (``patch_size=[64,64,64]``); step_size: of the sliding window.
-    """
-
-    id: int
-    labelled: Sequence[int | str] = ("all",)
-    draws: int = 1
-    folds: Sequence[int | str] = (0,)
-    cases: str = "test"
-    tolerance_mm: float = 1.0
-    adapt: Sequence[str] = ()
-    step_size: float = 0.5
-
-    def check(self) -> None:
-        """Raise UserError for values that cannot be used."""
-        good = all(n == "all" or (type(n) is int and n >= 1) for n in self.labelled)
-        _require(bool(self.labelled) and good, "datasets.labelled", self.labelled, 'a list of whole numbers and "all"')
-        _require(type(self.draws) is int and self.draws >= 1, "datasets.draws", self.draws, "a whole number from 1 up")
-        _require(self.cases in ("test", "validation"), "datasets.cases", self.cases, '"test" or "validation"')
-        _require(self.tolerance_mm > 0, "datasets.tolerance_mm", self.tolerance_mm, "a number above 0")
-        _require(0 < self.step_size <= 1, "datasets.step_size", self.step_size, "a number above 0, at most 1")
-        _require(bool(self.folds), "datasets.folds", self.folds, 'a list of folds, e.g. [0] or ["all"]')
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """A checkpoint (``~`` and ``$nnUNet_results`` are filled in) and what the tables call it. twin: the pretraining
-    whose scratch arm is this one's comparison (same network, patch and data); default its own.
-    """
-
-    name: str
-    checkpoint: str
-    twin: str | None = None
-
-    def check(self) -> None:
-        """Raise UserError for values that cannot be used."""
-        _require(bool(NAME.fullmatch(self.name)), "pretrainings.name", self.name, "letters, digits and -")
-
-    @property
-    def path(self) -> str:
-        """Of the checkpoint, filled in."""
-        return os.path.expandvars(os.path.expanduser(self.checkpoint))
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A trainer, and fields of its ``ssl`` block. name: linear, nonlinear, frozen, finetune or scratch; label: what the
-    tables call it, for two of the same trainer.
-    """
-
-    name: str
-    label: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise UserError for values that cannot be used."""
-        _require(self.name in TRAINERS, "protocols.name", self.name, "one of " + ", ".join(TRAINERS))
-        _require(bool(NAME.fullmatch(self.title)), "protocols.label", self.label, "letters, digits and -")
-
-    @property
-    def title(self) -> str:
-        """Its label, or its name."""
-        return self.label or self.name
+__all__ = ["TRAINERS", "Dataset", "Grid", "Job", "Pretraining", "Protocol", "read_grid"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +32,7 @@ class Job:
     draw: int
     fold: int | str
     settings: Mapping[str, Any]  # of the ssl block, complete
+    plan: Mapping[str, Any] = field(default_factory=dict)  # of the configuration around it
 
     @property
     def key(self) -> dict[str, Any]:
@@ -137,6 +61,13 @@ class Job:
         """The name after ``-tr``."""
         return TRAINERS[self.protocol.name]
 
+    @property
+    def steps(self) -> int:
+        """Training steps."""
+        defaults = DownstreamRecipe()
+        names = ("num_epochs", "num_iterations_per_epoch")
+        return math.prod(int(self.settings.get(name, getattr(defaults, name))) for name in names)
+
     def __str__(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.key.items())
 
@@ -151,6 +82,8 @@ class Grid:
     pretrainings: Sequence[Pretraining]
     protocols: Sequence[Protocol]
     settings: Mapping[str, Any]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -169,11 +102,20 @@ class Grid:
                             for fold in dataset.folds:
                                 yield self._job(dataset, pretraining, protocol, labelled, draw, fold)
 
-    def _job(self, dataset: Dataset, pretraining: Pretraining, protocol: Protocol, labelled: int | str, draw: int,
-             fold: int | str) -> Job:  # fmt: skip
+    def _job(
+        self,
+        dataset: Dataset,
+        pretraining: Pretraining,
+        protocol: Protocol,
+        labelled: int | str,
+        draw: int,
+        fold: int | str,
+    ) -> Job:
         chosen = {} if labelled == "all" else {"labelled": {"n": labelled, "draw": draw}}
-        settings = {**self.settings, **protocol.settings, **chosen}
-        return Job(dataset, pretraining, protocol, labelled, draw, fold, settings)
+        preset = protocol.preset
+        settings = {**preset.settings, **self.settings, **protocol.settings, **chosen}
+        plan = {**preset.plan, **self.plan, **protocol.plan}
+        return Job(dataset, pretraining, protocol, labelled, draw, fold, settings, plan)
 
     def twin_of(self, pretraining: str) -> str:
         """The pretraining whose scratch arm belongs to this one."""
@@ -189,16 +131,22 @@ def read_grid(path: str | Path) -> Grid:
         raise UserError(f"{path} cannot be read ({error.strerror}); expected the TOML file of a benchmark.") from None
     except ValueError as error:
         raise UserError(f"{path} is no TOML: {error}.") from None
-    known = {"name", "settings", "datasets", "pretrainings", "protocols"}
-    _check_keys(content, known, str(path))
+    known = {"name", "protocol", "settings", "plan", "slurm", "datasets", "pretrainings", "protocols"}
+    check_keys(content, known, str(path))
+    require(isinstance(content.get("protocol", ""), str), "protocol", content.get("protocol"),
+            'the name of a protocol of evaluation, e.g. "vox2vec" (tables of trainers are [[protocols]])')
+    of_all = {"protocols": {"protocol": content["protocol"]}} if "protocol" in content else {}
     parts = {
-        key: [_made(cls, row, f"{path}, {key}") for row in content.get(key, [])]
+        key: [made(cls, row, f"{path}, {key}", of_all.get(key, {})) for row in content.get(key, [])]
         for key, cls in (("datasets", Dataset), ("pretrainings", Pretraining), ("protocols", Protocol))
     }
     for key, rows in parts.items():
         if not rows:
             raise UserError(f"{path} has no [[{key}]]; expected at least one.")
-    grid = Grid(path, content.get("name", path.stem), settings=content.get("settings", {}), **parts)  # type: ignore[arg-type]
+    tables = {key: content.get(key, {}) for key in ("settings", "plan", "slurm")}
+    for key, table in tables.items():
+        require(isinstance(table, Mapping), key, table, f"a table, [{key}]")
+    grid = Grid(path, content.get("name", path.stem), **parts, **tables)  # type: ignore[arg-type]
     _check_names(grid)
     return grid
 
@@ -218,28 +166,3 @@ def _check_names(grid: Grid) -> None:
             raise UserError(f"The twin of {pretraining.name} is {pretraining.twin}; there are: {', '.join(names)}.")
 
 
-def _made(cls: type[T], row: Any, where: str) -> T:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where} is {json.dumps(row)}; expected tables, [[...]] in TOML.")
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    _check_keys(row, names, where)
-    try:
-        made = cls(**row)
-        made.check()  # type: ignore[attr-defined]
-    except TypeError as error:
-        missing = [name for name in ("id", "name", "checkpoint") if name in names and name not in row]
-        raise UserError(f"{where} lacks {', '.join(missing)}." if missing else f"{where}: {error}.") from None
-    return made
-
-
-def _check_keys(row: Mapping[str, Any], known: Any, where: str) -> None:
-    for key in row:
-        if key not in known:
-            near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-            hint = f' Did you mean "{near[0]}"?' if near else ""
-            raise UserError(f'Unknown key "{key}" in {where}.{hint} Known: {", ".join(sorted(known))}.')
-
-
-def _require(good: bool, name: str, found: Any, expected: str) -> None:
-    if not good:
-        raise UserError(f"{name} is {json.dumps(found)}; expected {expected}.")

@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssl.bench.grid import Dataset, Grid, Job, Pretraining
+from nnunet_ssl.bench.checkpoints import read_once
+from nnunet_ssl.bench.grid import Grid, Job
+from nnunet_ssl.bench.marks import CLEAN, LEAKED, UNCHECKED
+from nnunet_ssl.bench.specs import Dataset, Pretraining
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.checkpoints import volume_hashes
 from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
 from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.folds import validation_cases
-from nnunet_ssl.nnunet.reading import read_checkpoint
 from nnunet_ssl.nnunet.volumes import Unusable, content_hash, read_volumes
 
-CLEAN, LEAKED, UNCHECKED = "clean", "leaked", "unchecked"
 MOST_NAMED = 10  # cases in a message; the row has them all
 
 
@@ -74,11 +75,22 @@ class Guard:
         return Finding(LEAKED if leaked else CLEAN, leaked)
 
 
+class Recorded:
+    """Says again what a Guard has found, in a process that cannot ask one."""
+
+    def __init__(self, found: Finding | None) -> None:
+        self.found = found
+
+    def check(self, job: Job) -> Finding | None:
+        """As ``Guard.check``."""
+        return self.found
+
+
 def _pretrained_on(checkpoint: str) -> dict[str, str]:
     """Volume -> content hash of the dataset of a pretraining, those included that it held back (they chose the best
     checkpoint); empty where the file does not say.
     """
-    block = read_checkpoint(checkpoint).ssl or {}
+    block = read_once(checkpoint).ssl or {}
     volumes = block.get("volumes")
     return dict(volumes) if isinstance(volumes, Mapping) else {}
 
@@ -156,7 +168,7 @@ class Cache:
             self.changed = False
 
 
-def require_clean(jobs: Sequence[Job], guard: Guard, allow: bool) -> list[str]:
+def require_clean(jobs: Sequence[Job], guard: Guard | Recorded, allow: bool) -> list[str]:
     """Check all jobs before one of them runs; lines for the user about what could not be checked or was allowed.
 
     Raises UserError that names the cases where a pretraining has seen what it would be scored on, unless ``allow``.
@@ -187,22 +199,5 @@ def _sentence(pretraining: Pretraining, dataset: Dataset, fold: int | str, cases
     listed = [case if case == volume else f"{case} (there {volume})" for case, volume in cases.items()]
     named = ", ".join(listed[:MOST_NAMED]) + (f", ... {len(listed) - MOST_NAMED} more" if listed[MOST_NAMED:] else "")
     what = "test cases" if dataset.cases == "test" else f"validation cases of fold {fold}"
-    which = f'"{pretraining.name}" ({pretraining.checkpoint})'
+    which = f'"{pretraining.name}" ({pretraining.path})'
     return f"The pretraining {which} was trained on {len(cases)} {what} of dataset {dataset.id}: {named}."
-
-
-def note_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the tables say about an arm's rows: nothing where all are clean (or older than this check)."""
-    found = [row["leakage"] for row in rows if row.get("leakage")]
-    leaked = sorted({case for one in found if one["status"] == LEAKED for case in one["cases"]})
-    if leaked:
-        return f"LEAKED: pretrained on {len(leaked)} scored cases"
-    return "leakage not checked" if any(one["status"] == UNCHECKED for one in found) else ""
-
-
-def mark_of(row: Mapping[str, Any], subject: str) -> str:
-    """The mark of one subject of a row: leaked, unchecked, or nothing."""
-    found = row.get("leakage") or {}
-    if subject in found.get("cases", ()):
-        return LEAKED
-    return UNCHECKED if found.get("status") == UNCHECKED else ""

@@ -203,6 +203,9 @@ def _description(task: Task, found: Found, folder: Path, report: Mapping[str, An
     if found.groups:
         # dataset.json goes with the plans; ssl.labelled balances its cases over these
         content["groups"] = {item.name: found.groups[item.subject] for item in _training(found)}
+    if task.split["by_subject"]:
+        # several images of one: ssl.labelled then counts subjects
+        content["subjects"] = {item.name: item.subject for item in _training(found)}
     if len(report["orientations"]) > 1 and "CT" in task.channels:
         # As import does: nnU-Net reads the axes as they are stored, and left and right would be mixed up. Not for the
         # oblique slices of a heart, which must stay slices.

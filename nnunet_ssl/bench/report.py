@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_ssl.bench.cubes import METRICS, ORIGINAL, Cube, cube_of, scores_of
 from nnunet_ssl.bench.grid import Grid, Job
-from nnunet_ssl.bench.leakage import note_of
+from nnunet_ssl.bench.marks import note_of
 from nnunet_ssl.bench.results import key_of, latest, read_results
 from nnunet_ssl.bench.statistics import Comparison, Scores, Summary, compare, holm, summarise
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.files import write_text
 
-METRICS = ("dice", "nsd")
-Table = tuple[Scores, list[int], list[str]]  # (R, S), its draws, its subjects
-ArmKey = tuple[int, int | str, str, str]  # dataset, labelled cases, pretraining, protocol
+ArmKey = tuple[int, int | str, str, str, str]  # dataset, labelled cases, pretraining, protocol, grid of the scores
+
+
+@dataclass
+class Target:
+    """One class of an arm."""
+
+    name: str
+    summaries: dict[str, Summary | None]  # by metric
+    comparison: Comparison | None = None
+    p_holm: float | None = None
 
 
 @dataclass
 class Arm:
-    """What the grid asks of one arm, and what there is of it."""
+    """What the grid asks of one arm, and what there is of it, on one grid of voxels."""
 
     key: ArmKey
     jobs: list[Job]
     rows: list[Mapping[str, Any]]
     failed: int = 0
-    tables: dict[str, Table] = field(default_factory=dict)  # by metric
-    summaries: dict[str, Summary | None] = field(default_factory=dict)
-    classes: dict[str, float | None] = field(default_factory=dict)
+    cube: Cube | None = None
+    summaries: dict[str, Summary | None] = field(default_factory=dict)  # by metric, of the mean over classes
+    targets: list[Target] = field(default_factory=list)
+    twin: Arm | None = None
     comparison: Comparison | None = None
     p_holm: float | None = None
     note: str = ""
 
     @property
+    def scratch(self) -> bool:
+        """Whether it starts from random weights."""
+        return self.jobs[0].protocol.name == "scratch"
+
+    @property
     def title(self) -> str:
         """Pretraining and protocol; scratch uses nothing of the pretraining but its plan."""
-        return f"scratch ({self.key[2]}'s plan)" if self.jobs[0].protocol.name == "scratch" else " ".join(self.key[2:])
+        pretraining, protocol = self.key[2:4]
+        return f"{protocol} ({pretraining}'s plan)" if self.scratch else f"{pretraining} {protocol}"
 
     @property
     def parameters(self) -> int | None:
         """Parameters that learn."""
         return sum(self.rows[0]["trainable_parameters"].values()) if self.rows else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of all its jobs: training, prediction and scoring."""
+        return sum(row["seconds"] for row in self.rows) if self.rows else None
+
+    def say(self, words: str) -> None:
+        """Add to the note."""
+        self.note = "; ".join(filter(None, [self.note, words]))
 
 
 def arms_of(grid: Grid) -> list[Arm]:
@@ -53,102 +78,99 @@ def arms_of(grid: Grid) -> list[Arm]:
     done = latest(read_results(grid.results))
     arms: dict[ArmKey, Arm] = {}
     for job in grid.jobs():
-        key = (job.dataset.id, job.labelled, job.pretraining.name, job.protocol.title)
-        arm = arms.setdefault(key, Arm(key, [], []))
-        arm.jobs.append(job)
         row = done.get(key_of(job))
-        if row is not None and row["status"] == "done":
-            arm.rows.append(row)
-        elif row is not None:
-            arm.failed += 1
+        further = job.protocol.preset.grid
+        for of_grid in (ORIGINAL, further) if further else (ORIGINAL,):
+            key = (job.dataset.id, job.labelled, job.pretraining.name, job.protocol.title, of_grid)
+            arm = arms.setdefault(key, Arm(key, [], []))
+            arm.jobs.append(job)
+            if row is not None and row["status"] == "done" and scores_of(row, of_grid):
+                arm.rows.append(row)
+            elif row is not None and row["status"] == "failed":
+                arm.failed += 1
     for arm in arms.values():
-        arm.tables = {metric: score_table(arm.rows, metric) for metric in METRICS}
-        arm.summaries = {m: summarise(t[0]) if np.isfinite(t[0]).any() else None for m, t in arm.tables.items()}
-        arm.classes = class_means(arm.rows)
-        missing = ""
-        if len(arm.rows) < len(arm.jobs):
-            failed = f", {arm.failed} failed" if arm.failed else ""
-            missing = f"{len(arm.rows)} of {len(arm.jobs)} jobs{failed}"
-        arm.note = "; ".join(filter(None, [note_of(arm.rows), missing]))
+        _summarise(arm)
     _compare(grid, arms)
     return list(arms.values())
 
 
+def _summarise(arm: Arm) -> None:
+    arm.say(note_of(arm.rows))
+    if len(arm.rows) < len(arm.jobs):
+        failed = f", {arm.failed} failed" if arm.failed else ""
+        arm.say(f"{len(arm.rows)} of {len(arm.jobs)} jobs{failed}")
+    if arm.rows:
+        arm.cube = cube_of(arm.rows, arm.key[4])
+        arm.summaries = {metric: _summary(arm.cube.table(metric)) for metric in METRICS}
+        for name in arm.cube.classes:
+            arm.targets.append(Target(name, {m: _summary(arm.cube.table(m, name)) for m in METRICS}))
+
+
+def _summary(table: Scores) -> Summary | None:
+    return summarise(table) if np.isfinite(table).any() else None
+
+
 def _compare(grid: Grid, arms: Mapping[ArmKey, Arm]) -> None:
-    """Each arm with the scratch arm of its twin, on the draws and subjects that both have."""
-    compared = []
+    """Each arm with the scratch arm of its twin, on the draws and subjects that both have.
+
+    Holm's families: all arms on one grid of voxels, and all their classes.
+    """
     for key, arm in arms.items():
-        if arm.jobs[0].protocol.name == "scratch":
+        arm.twin = None if arm.scratch else _scratch_arm(arm, grid.twin_of(key[2]), arms)
+        if arm.twin is None or arm.cube is None or arm.twin.cube is None:
             continue
-        twin = _scratch_arm((*key[:2], grid.twin_of(key[2])), arms)
-        if twin is None or not arm.rows or not twin.rows:
-            continue
-        (mine, draws, subjects), (theirs, their_draws, their_subjects) = arm.tables["dice"], twin.tables["dice"]
-        shared = [d for d in draws if d in their_draws], [s for s in subjects if s in their_subjects]
-        if not all(shared):
-            continue
-        picked = [
-            t[np.ix_([d.index(x) for x in shared[0]], [s.index(x) for x in shared[1]])]
-            for t, d, s in ((mine, draws, subjects), (theirs, their_draws, their_subjects))
-        ]
-        if not np.isfinite(picked[0] - picked[1]).any():
-            continue
-        arm.comparison = compare(picked[0], picked[1])
-        compared.append(arm)
-        if len(shared[0]) < max(len(draws), len(their_draws)):
-            arm.note = "; ".join(filter(None, [arm.note, f"compared on {len(shared[0])} shared draws"]))
-    for arm, p in zip(compared, holm([arm.comparison.p for arm in compared if arm.comparison]), strict=True):
-        arm.p_holm = p
+        own, theirs, left_out = arm.cube.shared(arm.twin.cube)
+        arm.comparison = _comparison(own, theirs)
+        if arm.comparison is not None and left_out:
+            arm.say(f"compared on {left_out}")
+        for target in arm.targets:
+            if target.name in theirs.classes:
+                target.comparison = _comparison(own, theirs, target.name)
+    for of_grid in dict.fromkeys(key[4] for key in arms):
+        family = [arm for key, arm in arms.items() if key[4] == of_grid]
+        for members in (family, [target for arm in family for target in arm.targets]):
+            for member, p in zip(members, holm([m.comparison and m.comparison.p for m in members]), strict=True):
+                member.p_holm = p
 
 
-def _scratch_arm(where: tuple[int, int | str, str], arms: Mapping[ArmKey, Arm]) -> Arm | None:
-    """The scratch arm of a dataset, a number of labelled cases and a pretraining."""
-    found = (arm for key, arm in arms.items() if key[:3] == where and arm.jobs[0].protocol.name == "scratch")
-    return next(found, None)
+def _comparison(own: Cube, theirs: Cube, target: str | None = None) -> Comparison | None:
+    tables = own.table("dice", target), theirs.table("dice", target)
+    return compare(*tables) if np.isfinite(tables[0] - tables[1]).any() else None
 
 
-def score_table(rows: Sequence[Mapping[str, Any]], metric: str) -> Table:
-    """(R, S) scores, the draws and the subjects: a subject's mean over classes and over the folds that scored it."""
-    found: dict[tuple[int, str], list[float]] = {}
-    for row in rows:
-        for subject, classes in row["scores"].items():
-            values = [scores[metric] for scores in classes.values() if scores.get(metric) is not None]
-            if values:
-                found.setdefault((row["job"]["draw"], subject), []).append(sum(values) / len(values))
-    draws, subjects = sorted({d for d, _ in found}), sorted({s for _, s in found})
-    places = {d: i for i, d in enumerate(draws)}, {s: i for i, s in enumerate(subjects)}
-    table = np.full((max(len(draws), 1), max(len(subjects), 1)), np.nan)
-    for (draw, subject), values in found.items():
-        table[places[0][draw], places[1][subject]] = sum(values) / len(values)
-    return table, draws, subjects
-
-
-def class_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Class -> mean Dice over all subjects, draws and folds that have it."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        for classes in row["scores"].values():
-            for name, scores in classes.items():
-                values.setdefault(name, [])
-                if scores["dice"] is not None:
-                    values[name].append(scores["dice"])
-    return {name: sum(v) / len(v) if v else None for name, v in values.items()}
+def _scratch_arm(arm: Arm, twin: str, arms: Mapping[ArmKey, Arm]) -> Arm | None:
+    """The scratch arm of the same dataset, labelled cases, protocol of evaluation, grid and steps, or none."""
+    wanted = (*arm.key[:2], twin, arm.key[4])
+    found = [other for key, other in arms.items() if other.scratch and (*key[:3], key[4]) == wanted
+             and other.jobs[0].protocol.preset == arm.jobs[0].protocol.preset]  # fmt: skip
+    matched = next((other for other in found if other.jobs[0].steps == arm.jobs[0].steps), None)
+    if found and matched is None:
+        arm.say(f"not compared: no scratch arm of {arm.jobs[0].steps:,} steps")
+    return matched
 
 
 def write_report(grid: Grid, output: str | Path | None = None) -> Path:
-    """Write all tables and the page; the folder. Raises UserError where nothing is done yet."""
-    from nnunet_ssl.bench.page import as_html
-    from nnunet_ssl.bench.tables import as_csv, as_latex, as_markdown, subject_rows, table_rows
+    """Write all tables, figures and the page; the folder. Raises UserError where nothing is done yet."""
+    from nnunet_ssl.bench.means import means_of
+    from nnunet_ssl.bench.page import as_html, figures_of
+    from nnunet_ssl.bench.published_rows import as_markdown as published_markdown
+    from nnunet_ssl.bench.published_rows import published_for
+    from nnunet_ssl.bench.tables import as_csv, as_latex, as_markdown, subjects_csv, table_rows, target_rows
 
     arms = arms_of(grid)
     if not any(arm.rows for arm in arms):
         raise UserError(f"{grid.results} has no finished job. Run `nnunet_ssl bench run {grid.path}` first.")
     folder = Path(output) if output else grid.path.with_name(f"{grid.path.stem}_report")
-    rows = table_rows(arms)
+    means = means_of(arms)
+    rows, targets, published = [*table_rows(arms), *means], target_rows(arms), published_for(grid)
     write_text(folder / "arms.csv", as_csv(rows))
-    write_text(folder / "subjects.csv", as_csv(subject_rows(arms)))
-    write_text(folder / "table.md", as_markdown(rows))
+    write_text(folder / "targets.csv", as_csv(targets))
+    write_text(folder / "subjects.csv", subjects_csv(arms))
+    write_text(folder / "table.md", as_markdown(rows) + published_markdown(published))
     write_text(folder / "table.tex", as_latex(rows))
     write_text(folder / "arms.json", json.dumps(rows, indent=1) + "\n")
-    write_text(folder / "index.html", as_html(grid, arms))
+    figures = figures_of(grid, arms, means)
+    for name, figure in figures.items():
+        write_text(folder / "figures" / f"{name}.svg", figure.text)
+    write_text(folder / "index.html", as_html(grid, arms, means, figures, published))
     return folder

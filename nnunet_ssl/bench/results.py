@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 from nnunet_ssl.bench.grid import Job
 from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder
 
@@ -26,9 +31,14 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line; after one that a kill cut off it begins anew."""
+    """Add a line, one process after the other; after one that a kill cut off it begins anew.
+
+    The lock is POSIX's, which network file systems pass on; Windows has none, and one process writes there.
+    """
     with path.open("a+b") as stream:
-        if stream.tell() > 0:
+        if fcntl is not None:
+            fcntl.lockf(stream, fcntl.LOCK_EX)  # until the file is closed
+        if stream.seek(0, os.SEEK_END) > 0:
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":
                 stream.write(b"\n")

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from nnunet_ssl.bench.commands import Run, run_command, visible_gpus
 from nnunet_ssl.bench.grid import Grid, Job
-from nnunet_ssl.bench.leakage import Guard, require_clean
+from nnunet_ssl.bench.leakage import Guard, Recorded, require_clean
+from nnunet_ssl.bench.preparing import prepare
 from nnunet_ssl.bench.results import Folders, add_row, folders_of, key_of, latest, read_results
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import load_json
-from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
-
-Run = Callable[[Sequence[str], Path, Mapping[str, str]], int]
-
-
-def run_command(command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
-    """Run one command to its end, its output added to `log`; its exit status."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"$ {' '.join(command)}\n")
-        stream.flush()
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=env, check=False
-        )
-    return done.returncode
 
 
 class Runner:
@@ -46,11 +31,12 @@ class Runner:
         workers: int = 1,
         run: Run = run_command,
         allow_leakage: bool = False,
+        guard: Guard | Recorded | None = None,
     ) -> None:
         self.grid, self.device, self.workers, self.run = grid, device, workers, run
-        self.guard, self.allow_leakage = Guard(grid), allow_leakage
+        self.guard, self.allow_leakage = guard or Guard(grid), allow_leakage
         self.lock = Lock()
-        self.gpus = _gpus()
+        self.gpus = visible_gpus()
 
     def todo(self) -> list[Job]:
         """Jobs without a finished row. Raises UserError where a finished job had other settings."""
@@ -60,47 +46,37 @@ class Runner:
             row = done.get(key_of(job))
             if row is None or row["status"] != "done":
                 open_jobs.append(job)
-            elif row["settings"] != json.loads(json.dumps(dict(job.settings))):
+            elif (row["settings"], row.get("plan", {})) != (_plain(job.settings), _plain(job.plan)):
+                found = json.dumps({**row["settings"], **row.get("plan", {})})
                 raise UserError(
-                    f"{job} was run with other settings ({json.dumps(row['settings'])}). Give the protocol another "
-                    f"label, or take its line out of {self.grid.results}."
+                    f"{job} was run with other settings ({found}). Give the protocol another label, or take its line "
+                    f"out of {self.grid.results}."
                 )
         return open_jobs
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
-        """Make the plans and configurations that the jobs need, one after the other: they share files."""
-        from nnunet_ssl.nnunet.adapting import AdaptRequest, make_adapted
-        from nnunet_ssl.nnunet.datasets import open_dataset
-        from nnunet_ssl.nnunet.planners import existing_plans
-        from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
-
-        for job in {(job.dataset.id, job.plans, job.configuration): job for job in jobs}.values():
-            where = (job.dataset.id, job.pretraining.path, job.plans)
-            if existing_plans(open_dataset(job.dataset.id), job.plans) is None:
-                make_adapted(AdaptRequest(*where, settings=job.dataset.adapt))
-            settings = [f"ssl.{key}={json.dumps(value)}" for key, value in job.settings.items()]
-            adapted = make_adapted(AdaptRequest(*where, settings=settings, config=job.configuration))
-            if not is_preprocessed(adapted.dataset, adapted.plans, job.configuration):
-                preprocess(adapted.dataset, adapted.plans, [job.configuration])
-
     def all(self) -> list[dict[str, Any]]:
-        """Run what is to do; the new rows. UserError, before anything runs, where a pretraining has seen what it would
-        be scored on and that was not allowed.
-        """
+        """Run what is to do; the new rows."""
         jobs = self.todo()
+        self.ready(jobs)
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self.one, jobs, range(len(jobs))))
+
+    def ready(self, jobs: Sequence[Job]) -> None:
+        """Make what the jobs need. UserError, before anything runs, where a pretraining has seen what it would be
+        scored on and that was not allowed.
+        """
         for line in require_clean(jobs, self.guard, self.allow_leakage):
             print(line, flush=True)
         if jobs:
-            self.prepare(jobs)
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self.one, jobs, range(len(jobs))))
+            prepare(jobs)
 
     def one(self, job: Job, number: int = 0) -> dict[str, Any]:
         """Train, predict and score one job; its row, which is written whatever happens."""
         folders, start = folders_of(job), time.monotonic()
         row: dict[str, Any] = {"job": job.key, "settings": dict(job.settings), "log": str(folders.log)}
+        row |= {"plan": dict(job.plan)} if job.plan else {}
         env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {})}
-        print(f"{job}: starts", flush=True)
+        print(f"{job}: starts; {folders.log} says how far it is", flush=True)
         try:
             self._train(job, folders, env)
             scores = self._scores(job, folders, env)
@@ -116,7 +92,8 @@ class Runner:
                 "pretrained": facts["pretrained"],
                 "mirror_axes": facts["mirror_axes"],
                 "leakage": leakage and leakage.row(),
-                "scores": scores,
+                "evaluation": job.protocol.preset.name,
+                **scores,
             }
         except UserError as error:
             row |= {"status": "failed", "error": str(error)}
@@ -147,16 +124,22 @@ class Runner:
             self._call([*command, "--val"], folders, env)
 
     def _scores(self, job: Job, folders: Folders, env: Mapping[str, str]) -> dict[str, Any]:
+        """``scores``: case -> class -> metric on the original grid; ``grids``: the same on further ones, by name."""
         from nnunet_ssl.nnunet.scoring import score_folder
 
         description = load_json(folders.raw / "dataset.json")
-        ending, tolerance = description["file_ending"], job.dataset.tolerance_mm
+        ending, cases = description["file_ending"], None
         if job.dataset.cases == "validation":
-            predicted = folders.fold / "validation"
-            cases = [path.name.removesuffix(ending) for path in predicted.glob(f"*{ending}")]
-            return score_folder(predicted, folders.raw / "labelsTr", description, tolerance, cases)
-        self._call(["nnUNetv2_predict", *self._prediction(job, folders)], folders, env)
-        return score_folder(folders.predicted, folders.raw / "labelsTs", description, tolerance)
+            where = folders.fold / "validation", folders.raw / "labelsTr"
+            cases = [path.name.removesuffix(ending) for path in where[0].glob(f"*{ending}")]
+        else:
+            where = folders.predicted, folders.raw / "labelsTs"
+            self._call(["nnUNetv2_predict", *self._prediction(job, folders)], folders, env)
+        preset, tolerance = job.protocol.preset, job.dataset.tolerance_mm
+        scores = {"scores": score_folder(*where, description, tolerance, cases)}
+        if preset.grid and preset.grid_mm:
+            scores["grids"] = {preset.grid: score_folder(*where, description, tolerance, cases, preset.grid_mm)}
+        return scores
 
     def _prediction(self, job: Job, folders: Folders) -> list[str]:
         """What nnUNetv2_predict is told; what it has predicted already stays."""
@@ -180,33 +163,6 @@ class Runner:
         return ["-device", self.device] if self.device else []
 
 
-def _gpus() -> list[str]:
-    """Names of the GPUs that jobs may use."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not torch.cuda.is_available():
-        return []
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def steps_of(job: Job) -> int:
-    """Training steps."""
-    defaults = DownstreamRecipe()
-    names = ("num_epochs", "num_iterations_per_epoch")
-    return math.prod(int(job.settings.get(name, getattr(defaults, name))) for name in names)
-
-
-def estimate(grid: Grid, jobs: Sequence[Job]) -> list[str]:
-    """What a dry run says: every job, and how long the rest may take by the jobs that are done."""
-    done = [row for row in read_results(grid.results) if row["status"] == "done"]
-    steps = [steps_of(job) for job in jobs]
-    lines = [f"{job}: {count:,} steps" for job, count in zip(jobs, steps, strict=True)]
-    if done and jobs:
-        pace = sum(row["seconds"] for row in done) / sum(row["steps"] for row in done)
-        hours = pace * sum(steps) / 3600
-        known = f"{len(done)} that are done ({pace:.2f} s a step, prediction included)"
-        lines.append(f"{len(jobs)} jobs to run, about {hours:.1f} hours by {known}")
-    else:
-        lines.append(f"{len(jobs)} jobs to run, {sum(steps):,} steps in all; the time shows after the first")
-    return lines
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """As the results file gives it back."""
+    return json.loads(json.dumps(dict(settings)))

@@ -1,7 +1,7 @@
 """Means with their intervals, and paired tests, of scores that come by draw and subject.
 
-Letters: R draws of the labelled cases, S subjects. A table of scores is (R, S): NaN where a subject was not scored.
-Draws and subjects are two sources of spread, so both are resampled, each by itself.
+Letters: R draws of the labelled cases, S subjects, B resamples. A table of scores is (R, S): NaN where a subject was
+not scored. Draws and subjects are two sources of spread, so both are resampled, each by itself.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_ssl.bench.signed_rank import signed_rank_p
+
 Scores = NDArray[np.float64]
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Summary:
-    """mean: over subjects of the mean over draws. sd_draws: between the draws' means (None for one draw). low, high:
-    95 % bootstrap interval over draws and subjects. draws, subjects: how many there are.
+    """mean: over subjects of the mean over draws. sd: between the subjects' means over draws (n - 1; None for one
+    subject). sd_draws: between the draws' means (None for one draw). low, high: 95 % bootstrap interval over draws and
+    subjects. draws, subjects: how many there are.
     """
 
     mean: float
+    sd: float | None
     sd_draws: float | None
     low: float
     high: float
@@ -53,51 +57,61 @@ def _draw_mean(table: Scores) -> Scores:
     return np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
 
 
-def _mean(table: Scores) -> float:
+def mean_of(table: Scores) -> float:
+    """Mean over subjects of their mean over draws."""
     return float(np.nanmean(_draw_mean(table)))
 
 
 @lru_cache(maxsize=32)
 def _resamples(draws: int, subjects: int, seed: int) -> tuple[Scores, Scores]:
-    """How often each draw (RESAMPLES, R) and each subject (RESAMPLES, S) is in each resample, with replacement."""
+    """How often each draw (B, R) and each subject (B, S) is in each resample, with replacement."""
     rng = np.random.default_rng(seed)
     counts = [rng.multinomial(n, np.full(n, 1.0 / n), RESAMPLES).astype(np.float64) for n in (draws, subjects)]
     return counts[0], counts[1]
 
 
-def _interval(table: Scores, seed: int) -> tuple[float, float]:
-    """Percentiles 2.5 and 97.5 of the mean over tables whose draws and subjects are drawn with replacement."""
+def resampled_means(table: Scores, seed: int = 0) -> Scores:
+    """(R, S) -> (B,): the mean of tables whose draws and subjects are drawn with replacement; NaN for an empty one."""
     of_draws, of_subjects = _resamples(*table.shape, seed)
     known = np.isfinite(table)
-    counts = of_draws @ known  # (RESAMPLES, S)
+    if known.all():  # the rule: two matrix products and one sum
+        return np.einsum("bs,bs->b", of_draws @ table, of_subjects) / float(table.size)
+    counts = of_draws @ known  # (B, S)
     by_subject = of_draws @ np.where(known, table, 0.0) / np.maximum(counts, 1.0)
     weights = of_subjects * (counts > 0)
     total = weights.sum(1)
-    means = (weights * by_subject).sum(1)[total > 0] / total[total > 0]
-    low, high = np.percentile(means, [2.5, 97.5])
+    return np.where(total > 0, (weights * by_subject).sum(1) / np.maximum(total, 1.0), np.nan)
+
+
+def interval_of(means: Scores) -> tuple[float, float]:
+    """Percentiles 2.5 and 97.5 of resampled means (B,); resamples without any score do not count."""
+    low, high = np.percentile(means[np.isfinite(means)], [2.5, 97.5])
     return float(low), float(high)
 
 
 def summarise(table: Scores, seed: int = 0) -> Summary:
     """Of one arm's scores (R, S). Raises ValueError where there is no score at all."""
-    table = _checked(table)
-    by_draw = np.nanmean(table, axis=1)
-    spread = float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None
-    return Summary(_mean(table), spread, *_interval(table, seed), *table.shape)
+    table = without_empty(table)
+    by_draw, by_subject = np.nanmean(table, axis=1), _draw_mean(table)
+    spreads = [float(np.std(values, ddof=1)) if len(values) > 1 else None for values in (by_subject, by_draw)]
+    return Summary(mean_of(table), *spreads, *interval_of(resampled_means(table, seed)), *table.shape)
 
 
 def compare(arm: Scores, twin: Scores, seed: int = 0) -> Comparison:
     """Of two arms with the same draws and subjects, both (R, S) and in the same order."""
-    from scipy.stats import wilcoxon
-
     if arm.shape != twin.shape:
         raise ValueError(f"the arms are {arm.shape} and {twin.shape}; expected the same draws and subjects")
-    difference = _checked(arm - twin)
+    difference = without_empty(arm - twin)
     by_subject = _draw_mean(difference)
-    by_subject = by_subject[np.isfinite(by_subject)]
-    p = float(wilcoxon(by_subject).pvalue) if np.any(by_subject != 0) else None
-    signs = "".join("+" if d > 0 else "-" if d < 0 else "0" for d in np.nanmean(difference, axis=1))
-    return Comparison(_mean(difference), *_interval(difference, seed), p, signs, len(difference), len(by_subject))
+    signs = "".join(sign_of(d) for d in np.nanmean(difference, axis=1))
+    low, high = interval_of(resampled_means(difference, seed))
+    p = signed_rank_p(by_subject)
+    return Comparison(mean_of(difference), low, high, p, signs, len(difference), len(by_subject))
+
+
+def sign_of(value: float) -> str:
+    """+, - or 0."""
+    return "+" if value > 0 else "-" if value < 0 else "0"
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -111,8 +125,8 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _checked(table: Scores) -> Scores:
-    """The table without draws and subjects that have no score."""
+def without_empty(table: Scores) -> Scores:
+    """The table without draws and subjects that have no score. Raises ValueError where nothing is left."""
     table = np.atleast_2d(np.asarray(table, dtype=np.float64))
     table = table[np.isfinite(table).any(1)]
     table = table[:, np.isfinite(table).any(0)]

@@ -5,59 +5,68 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from nnunet_ssl.bench.leakage import mark_of
-from nnunet_ssl.bench.report import Arm
+from nnunet_ssl.bench.cubes import scores_of
+from nnunet_ssl.bench.marks import mark_of
+from nnunet_ssl.bench.report import Arm, Target
+from nnunet_ssl.bench.statistics import Comparison, Summary
 
-COLUMNS = (
-    "dataset",
-    "labelled",
-    "arm",
-    "dice",
-    "sd_draws",
-    "low",
-    "high",
-    "nsd",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "signs",
-    "p",
-    "p_holm",
-    "parameters",
-    "seconds",
-    "jobs",
-    "note",
-)
+
+def row_of(arm: Arm) -> dict[str, Any]:
+    """One arm as a row; None where there is nothing to say. seconds: wall time of all its jobs together."""
+    return {
+        "dataset": arm.key[0],
+        "labelled": arm.key[1],
+        "arm": arm.title,
+        "protocol": arm.jobs[0].protocol.preset.name,
+        "grid": arm.key[4],
+        **_scores(arm.summaries, arm.comparison, arm.p_holm),
+        "parameters": arm.parameters,
+        "seconds": arm.seconds,
+        "jobs": len(arm.rows),
+        "asked": len(arm.jobs),
+        "note": arm.note,
+        "whole": len(arm.rows) == len(arm.jobs),
+    }
+
+
+def _scores(
+    summaries: Mapping[str, Summary | None], comparison: Comparison | None, p_holm: float | None
+) -> dict[str, Any]:
+    dice, nsd = summaries.get("dice"), summaries.get("nsd")
+    return {
+        "dice": dice and dice.mean,
+        "sd": dice and dice.sd,
+        "sd_draws": dice and dice.sd_draws,
+        "low": dice and dice.low,
+        "high": dice and dice.high,
+        "nsd": nsd and nsd.mean,
+        "draws": dice and dice.draws,
+        "subjects": dice and dice.subjects,
+        "difference": comparison and comparison.difference,
+        "difference_low": comparison and comparison.low,
+        "difference_high": comparison and comparison.high,
+        "signs": comparison and comparison.signs,
+        "p": comparison and comparison.p,
+        "p_holm": p_holm,
+    }
 
 
 def table_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
-    """One row an arm, in COLUMNS; None where there is nothing to say."""
+    """One row an arm."""
+    return [row_of(arm) for arm in arms]
+
+
+def target_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
+    """One row a class of an arm; one without class for an arm that has no result."""
     rows = []
     for arm in arms:
-        dice, nsd, with_twin = arm.summaries["dice"], arm.summaries["nsd"], arm.comparison
-        values = [
-            arm.key[0],
-            arm.key[1],
-            arm.title,
-            dice and dice.mean,
-            dice and dice.sd_draws,
-            dice and dice.low,
-            dice and dice.high,
-            nsd and nsd.mean,
-            with_twin and with_twin.difference,
-            with_twin and with_twin.low,
-            with_twin and with_twin.high,
-            with_twin and with_twin.signs,
-            with_twin and with_twin.p,
-            arm.p_holm,
-            arm.parameters,
-            sum(row["seconds"] for row in arm.rows) if arm.rows else None,
-            len(arm.rows),
-            arm.note,
-        ]
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        where = {key: value for key, value in row_of(arm).items() if key in ("dataset", "labelled", "arm", "grid")}
+        for target in arm.targets or [Target("", {})]:
+            rows.append({**where, "class": target.name, **_scores(target.summaries, target.comparison, target.p_holm),
+                         "note": arm.note})  # fmt: skip
     return rows
 
 
@@ -70,71 +79,100 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def subject_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
+def subjects_csv(arms: Iterable[Arm]) -> str:
     """Every single score; ``leakage``: "leaked" for a subject that the pretraining has seen, "unchecked", or empty."""
-    return [
-        {**row["job"], "subject": subject, "class": name, **scores, "leakage": mark_of(row, subject)}
-        for arm in arms
-        for row in arm.rows
-        for subject, classes in row["scores"].items()
-        for name, scores in classes.items()
-    ]
+    keys = ("dataset", "pretraining", "protocol", "labelled", "draw", "fold")
+    lines = [",".join([*keys, "grid", "subject", "class", "dice", "nsd", "leakage"])]
+    for arm in arms:  # hundreds of thousands of lines: written out, half the time of csv.writer
+        for row in arm.rows:
+            job = ",".join(_quoted(str(row["job"][key])) for key in keys)
+            for subject, classes in scores_of(row, arm.key[4]).items():
+                start, mark = f"{job},{_quoted(arm.key[4])},{_quoted(subject)}", mark_of(row, subject)
+                lines += [f"{start},{_quoted(name)},{_empty(s['dice'])},{_empty(s['nsd'])},{mark}"
+                          for name, s in classes.items()]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
-HEADINGS = (
-    "data",
-    "N",
-    "arm",
-    "Dice",
-    "95 % interval",
-    "NSD",
-    "minus scratch",
-    "95 % interval",
-    "draws",
-    "p (Holm)",
-    "parameters",
-    "",
-)
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
 
 
-def shown(row: Mapping[str, Any]) -> list[str]:
-    """A row as text, under HEADINGS; a missing number is "missing"."""
+def _empty(value: float | None) -> float | str:
+    return "" if value is None else value
 
-    def number(value: Any, form: str = ".3f") -> str:
-        return "missing" if value is None else format(value, form)
 
-    def interval(low: Any, high: Any, form: str) -> str:
-        return "" if low is None else f"{low:{form}} to {high:{form}}"
+HEADINGS = {
+    "dataset": "data",
+    "labelled": "N",
+    "arm": "arm",
+    "grid": "grid",
+    "dice": "Dice",
+    "sd": "SD",
+    "interval": "95 % interval",
+    "nsd": "NSD",
+    "difference": "minus scratch",
+    "difference_interval": "95 % interval",
+    "signs": "draws",
+    "p_holm": "p (Holm)",
+    "parameters": "trainable",
+    "time": "time a job",
+    "jobs": "jobs",
+    "note": "note",
+}
 
-    twin = row["difference"] is not None
-    return [
-        str(row["dataset"]),
-        str(row["labelled"]),
-        row["arm"],
-        number(row["dice"]),
-        interval(row["low"], row["high"], ".3f"),
-        "" if row["nsd"] is None else number(row["nsd"]),
-        number(row["difference"], "+.3f") if twin else "",
-        interval(row["difference_low"], row["difference_high"], "+.3f"),
-        row["signs"] or "",
-        number(row["p_holm"], ".2g") if twin and row["p_holm"] is not None else "",
-        "" if row["parameters"] is None else f"{row['parameters']:,}",
-        row["note"],
-    ]
+
+def shown(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row as text, under the keys of HEADINGS; a missing mean is "missing"."""
+
+    def number(key: str, form: str = ".3f", nothing: str = "") -> str:
+        return nothing if row[key] is None else format(row[key], form)
+
+    def interval(low: str, high: str, form: str) -> str:
+        return "" if row[low] is None else f"{row[low]:{form}} to {row[high]:{form}}"
+
+    return {
+        "dataset": str(row["dataset"]),
+        "labelled": str(row["labelled"]),
+        "arm": row["arm"],
+        "grid": row["grid"],
+        "dice": number("dice", nothing="missing"),
+        "sd": number("sd"),
+        "interval": interval("low", "high", ".3f"),
+        "nsd": number("nsd"),
+        "difference": number("difference", "+.3f"),
+        "difference_interval": interval("difference_low", "difference_high", "+.3f"),
+        "signs": row["signs"] or "",
+        "p_holm": number("p_holm", ".2g"),
+        "parameters": number("parameters", ","),
+        "time": duration(row["seconds"] / row["jobs"]) if row["jobs"] else "",
+        "jobs": str(row["jobs"]) if row["jobs"] == row["asked"] else f"{row['jobs']} of {row['asked']}",
+        "note": row["note"],
+    }
+
+
+def duration(seconds: float) -> str:
+    """Wall time in the unit that suits it."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table for a README."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    return "\n".join([*lines, *("| " + " | ".join(shown(row)) + " |" for row in rows)]) + "\n"
+    lines = ["| " + " | ".join(HEADINGS.values()) + " |", "|" + "---|" * len(HEADINGS)]
+    return "\n".join([*lines, *("| " + " | ".join(shown(row).values()) + " |" for row in rows)]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX."""
+    return "".join("\\" + c if c in "%&_#$" else c for c in text)
 
 
 def as_latex(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table for a paper (booktabs)."""
-
-    def escape(text: str) -> str:
-        return "".join("\\" + c if c in "%&_#$" else c for c in text)
-
-    lines = [" & ".join(escape(cell) for cell in line) + r" \\" for line in (HEADINGS, *map(shown, rows))]
+    content = [list(HEADINGS.values()), *(list(shown(row).values()) for row in rows)]
+    lines = [" & ".join(escaped(cell) for cell in line) + r" \\" for line in content]
     body = "\n".join([lines[0], r"\midrule", *lines[1:]])
-    return f"\\begin{{tabular}}{{rrlrlrrllrrl}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    return f"\\begin{{tabular}}{{rrllrrlrrllrrrll}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 NAME = "bench"
 HELP = "Compare pretrainings, protocols and numbers of labelled cases: run a grid (TOML), report its tables."
@@ -21,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("--dry-run", action="store_true", help="print the jobs and an estimate, run nothing")
     run_parser.add_argument("--allow-leakage", action="store_true",
                             help="run though a pretraining has seen scored cases; rows and tables say so")
+    run_parser.add_argument("--slurm", action="append", nargs="?", const="", metavar="KEY=VALUE",
+                            help="each job as a job of Slurm; options over those of the file's [slurm], repeatable")
     report_parser = actions.add_parser("report", help="tables (CSV, Markdown, LaTeX) and a page of what is done")
     report_parser.add_argument("grid", metavar="FILE.toml")
     report_parser.add_argument("-o", "--output", metavar="FOLDER", help="default: beside the grid, <name>_report")
@@ -80,7 +83,7 @@ def _prepare(args: argparse.Namespace) -> int:
     print(f"  licence: {task.licence}; cite: {task.citation[0]}")
     folds = ", ".join(map(str, range(task.split["folds"])))
     print(f"\nFor a grid:\n  [[datasets]]\n  id = {args.dataset_id}\n  folds = [{folds}]")
-    print(f'  cases = "{task.score}"\n  tolerance_mm = {task.metric["tolerance_mm"]}')
+    print(f'  cases = "{task.score}"\n  tolerance_mm = {task.metric["tolerance_mm"]}\n  task = "{task.name}"')
     print(f"\nNext:\n  nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 3d_fullres")
     print(f"  nnunet_ssl adapt -d {args.dataset_id} -w checkpoint_final.pth --preprocess   # with pretrained weights")
     return 0
@@ -95,19 +98,28 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _on_slurm(runner: Any, settings: Sequence[str]) -> list[dict[str, Any]]:
+    from nnunet_ssl.bench.slurm import options_of, run_on_slurm
+
+    return run_on_slurm(runner, options_of(runner.grid, filter(None, settings)))
+
+
 def _run(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.estimates import estimate
     from nnunet_ssl.bench.grid import read_grid
-    from nnunet_ssl.bench.runner import Runner, estimate
+    from nnunet_ssl.bench.preparing import require_possible
+    from nnunet_ssl.bench.runner import Runner
     from nnunet_ssl.errors import UserError
 
     grid = read_grid(args.grid)
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected a number from 1 up.")
     runner = Runner(grid, args.device, args.jobs, allow_leakage=args.allow_leakage)
+    require_possible(list(grid.jobs()))
     if args.dry_run:
         print("\n".join(estimate(grid, runner.todo())))
         return 0
-    rows = runner.all()
+    rows = runner.all() if args.slurm is None else _on_slurm(runner, args.slurm)
     failed = [row for row in rows if row["status"] != "done"]
     for row in failed:
         print(f"failed: {row['job']}: {row['error']}")

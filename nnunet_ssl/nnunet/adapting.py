@@ -55,11 +55,14 @@ class AdaptRequest:
     inherits_from: str | None = None
 
 
-def make_adapted(request: AdaptRequest) -> Planned:
-    """Write the target's plan for a checkpoint. UserError, with nothing written, where they do not go together."""
+def make_adapted(request: AdaptRequest, pretrained: Pretrained | None = None) -> Planned:
+    """Write the target's plan for a checkpoint. UserError, with nothing written, where they do not go together.
+
+    ``pretrained``: the request's checkpoint where it was read before.
+    """
     if request.spacing not in SPACINGS:
         raise UserError(f"--spacing is {request.spacing}; expected {', '.join(SPACINGS)}.")
-    pretrained = read_checkpoint(request.checkpoint)
+    pretrained = pretrained or read_checkpoint(request.checkpoint)
     source = source_of(pretrained)
     dataset = open_dataset(request.dataset)
     if dataset.masked or dataset.json.get("ssl_foreground"):

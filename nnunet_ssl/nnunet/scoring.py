@@ -57,10 +57,12 @@ def score_folder(
     dataset_json: Mapping[str, Any],
     tolerance_mm: float,
     cases: Sequence[str] | None = None,
+    grid_mm: Sequence[float] | None = None,
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """Case -> class -> {"dice", "nsd"}, for every reference (or those in `cases`).
 
-    Raises UserError for a missing prediction and for one on another grid. Voxels with the ignore label do not count.
+    ``grid_mm``: not on the original grid but on one of this spacing, see :func:`on_grid`. Raises UserError for a
+    missing prediction and for one on another grid than its reference. Voxels with the ignore label do not count.
     """
     ending, classes = dataset_json["file_ending"], classes_of(dataset_json)
     names = (
@@ -70,7 +72,6 @@ def score_folder(
     )
     if not names:
         raise UserError(f"There are no reference segmentations (*{ending}) in {references}.")
-    ignored = dataset_json["labels"].get("ignore")
     scores = {}
     for name in names:
         truth, guess = (_read(Path(folder) / f"{name}{ending}") for folder in (references, predictions))
@@ -79,16 +80,48 @@ def score_folder(
                 f"{name} is {guess.GetSize()} voxels in {predictions} and {truth.GetSize()} in {references}; expected "
                 "the same grid."
             )
-        spacing = truth.GetSpacing()[::-1]
-        t, g = sitk.GetArrayFromImage(truth), sitk.GetArrayFromImage(guess)
-        if ignored is not None:
-            g = np.where(t == ignored, 0, g)
-        rows = {}
-        for label, values in classes.items():
-            masks = np.isin(t, values), np.isin(g, values)
-            rows[label] = {"dice": dice(*masks), "nsd": surface_dice(*masks, spacing, tolerance_mm)}
-        scores[name] = rows
+        if grid_mm is not None:
+            guess.CopyInformation(truth)  # headers may differ in the last digits
+            truth, guess = on_grid(truth, grid_mm), on_grid(guess, grid_mm)
+        scores[name] = _score(truth, guess, classes, dataset_json["labels"].get("ignore"), tolerance_mm)
     return scores
+
+
+def _score(
+    truth: sitk.Image, guess: sitk.Image, classes: Mapping[str, tuple[int, ...]], ignored: int | None, tolerance: float
+) -> dict[str, dict[str, float | None]]:
+    spacing = truth.GetSpacing()[::-1]
+    t, g = sitk.GetArrayFromImage(truth), sitk.GetArrayFromImage(guess)
+    if ignored is not None:
+        g = np.where(t == ignored, 0, g)
+    rows = {}
+    for label, values in classes.items():
+        masks = np.isin(t, values), np.isin(g, values)
+        rows[label] = {"dice": dice(*masks), "nsd": surface_dice(*masks, spacing, tolerance)}
+    return rows
+
+
+DIRECTIONS = ("SI", "AP", "RL")  # of the entries of grid_mm
+
+
+def on_grid(mask: sitk.Image, grid_mm: Sequence[float]) -> sitk.Image:
+    """A mask on another spacing, every new voxel with the label of the old one that holds its centre.
+
+    ``grid_mm``: along the patient's axis from head to feet, from front to back, and from right to left; an axis of the
+    image takes the entry of the direction nearest to it. Directions and the outer border of the first voxel stay; an
+    axis of n voxels of s mm becomes one of round(n s / grid_mm), at least one. A centre on the border of two old voxels
+    takes the one with the higher index (as far as floats tell). Raises UserError for an image that is not 3D.
+    """
+    if mask.GetDimension() != 3:
+        raise UserError(f"A mask has {mask.GetDimension()} axes; a grid of {list(grid_mm)} mm is for 3D images.")
+    letters = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(mask.GetDirection())
+    entries = [next(i for i, pair in enumerate(DIRECTIONS) if letter in pair) for letter in letters]
+    new = [float(grid_mm[entry]) for entry in entries]
+    old, size = mask.GetSpacing(), mask.GetSize()
+    first = mask.TransformContinuousIndexToPhysicalPoint([(n / o - 1) / 2 for n, o in zip(new, old, strict=True)])
+    number = [max(1, round(count * o / n)) for count, o, n in zip(size, old, new, strict=True)]
+    return sitk.Resample(mask, number, sitk.Transform(), sitk.sitkNearestNeighbor, first, new, mask.GetDirection(), 0,
+                         mask.GetPixelID())  # fmt: skip
 
 
 def _read(path: Path) -> sitk.Image:

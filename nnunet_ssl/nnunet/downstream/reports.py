@@ -73,7 +73,8 @@ def opening(trainer: Any, report: Any) -> list[str]:
 def _remarks(trainer: Any) -> list[str]:
     lines = []
     if trainer.recipe.labelled is not None:
-        lines.append(f"Training on {trainer.recipe.labelled['n']} of this fold's cases (draw "
+        counted = "subjects" if trainer.dataset_json.get("subjects") else "cases"
+        lines.append(f"Training on {trainer.recipe.labelled['n']} of this fold's {counted} (draw "
                      f"{trainer.recipe.labelled['draw']}); they are in labelled_cases.json.")  # fmt: skip
     if trainer.recipe.head_init == "probe" and trainer.settings.head == "nonlinear":
         lines.append("ssl.head_init=probe does not apply to a non-linear head, which starts at random.")

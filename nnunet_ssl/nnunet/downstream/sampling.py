@@ -33,40 +33,71 @@ def case_groups(folder: str | Path, dataset_json: Mapping[str, Any]) -> dict[str
     return {row["case"].strip(): row["group"].strip() for row in rows}
 
 
+def case_subjects(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Case -> subject of a dataset with several images of one (frames, visits): "subjects" in dataset.json, or {}."""
+    return {str(case): str(subject) for case, subject in (dataset_json.get("subjects") or {}).items()}
+
+
 def choose_cases(
-    cases: Sequence[str], labelled: dict[str, int] | None, groups: Mapping[str, str] | None = None
+    cases: Sequence[str],
+    labelled: dict[str, int] | None,
+    groups: Mapping[str, str] | None = None,
+    subjects: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The first ``n`` of a permutation of the sorted cases that depends on ``draw`` alone, sorted.
+    """The cases of the first ``n`` of a permutation of the sorted subjects that depends on ``draw`` alone, sorted.
 
     So the cases of a smaller n are among those of a larger one, and every arm of a comparison gets the same ones.
-    groups: case -> group; the permutation then takes one case of each group in turn, so that the numbers of two groups
-    differ by one at most while both have cases left. Raises UserError where there are fewer cases than n, or one
-    without a group. None keeps all.
+    subjects: case -> subject, where a subject has several cases, which are then taken all or none; without it every
+    case is a subject. groups: case -> group; the permutation then takes one subject of each group in turn, so that the
+    numbers of two groups differ by one at most while both have some left. Raises UserError where there are fewer
+    subjects than n, a case without a subject or a group, or a subject in two groups. None keeps all.
     """
     if labelled is None:
         return sorted(cases)
+    _require_all("subject", subjects, cases)
+    _require_all("group", groups, cases)
+    members: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        members.setdefault(subjects[case] if subjects else case, []).append(case)
     n, draw = labelled["n"], labelled["draw"]
-    if n > len(cases):
-        raise UserError(f"ssl.labelled.n is {n}, but this fold has {len(cases)} training cases. Lower it.")
-    rng = np.random.default_rng([draw, len(cases)])
-    order: list[str] = np.array(sorted(cases))[rng.permutation(len(cases))].tolist()
+    if n > len(members):
+        what = f"training cases of {len(members)} subjects, which it counts" if subjects else "training cases"
+        raise UserError(f"ssl.labelled.n is {n}, but this fold has {len(cases)} {what}. Lower it.")
+    rng = np.random.default_rng([draw, len(members)])
+    order: list[str] = np.array(sorted(members))[rng.permutation(len(members))].tolist()
     if groups:
-        missing = [case for case in sorted(cases) if case not in groups]
-        if missing:
-            found = f"{len(missing)} training cases have no group ({', '.join(missing[:3])}"
-            raise UserError(f"{found}). Give every case one in groups.csv or dataset.json, or remove the groups.")
-        order = _in_turn(order, groups)
-    return sorted(order[:n])
+        order = _in_turn(order, {subject: _group_of(subject, own, groups) for subject, own in members.items()})
+    return sorted(case for subject in order[:n] for case in members[subject])
+
+
+def _require_all(what: str, of_case: Mapping[str, str] | None, cases: Sequence[str]) -> None:
+    missing = [case for case in sorted(cases) if of_case and case not in of_case]
+    if missing:
+        where = "groups.csv or dataset.json" if what == "group" else "dataset.json"
+        raise UserError(
+            f"{len(missing)} training cases have no {what} ({', '.join(missing[:3])}). Give every case one in {where}, "
+            f"or remove the {what}s."
+        )
+
+
+def _group_of(subject: str, cases: Sequence[str], groups: Mapping[str, str]) -> str:
+    found = sorted({groups[case] for case in cases})
+    if len(found) > 1:
+        raise UserError(
+            f"The cases of subject {subject} are of the groups {', '.join(found)}; expected one group a subject. Mend "
+            "groups.csv or dataset.json."
+        )
+    return found[0]
 
 
 def _in_turn(order: Sequence[str], groups: Mapping[str, str]) -> list[str]:
-    """The first of every group in their order, then the second of every group, ..."""
+    """The first subject of every group in their order, then the second of every group, ..."""
     seen: Counter[str] = Counter()
     rounds = {}
-    for case in order:
-        rounds[case] = seen[groups[case]]
-        seen[groups[case]] += 1
-    return sorted(order, key=lambda case: rounds[case])  # stable
+    for subject in order:
+        rounds[subject] = seen[groups[subject]]
+        seen[groups[subject]] += 1
+    return sorted(order, key=lambda subject: rounds[subject])  # stable
 
 
 def record_cases(

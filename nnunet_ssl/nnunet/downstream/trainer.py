@@ -17,7 +17,13 @@ from nnunet_ssl.nnunet.downstream.loss import Vox2VecLoss
 from nnunet_ssl.nnunet.downstream.mean_teacher import MeanTeacher
 from nnunet_ssl.nnunet.downstream.network import DownstreamNetwork, bare, build_network, head_and_backbone
 from nnunet_ssl.nnunet.downstream.protocols import Protocol
-from nnunet_ssl.nnunet.downstream.sampling import case_groups, choose_cases, record_cases, seed_generators
+from nnunet_ssl.nnunet.downstream.sampling import (
+    case_groups,
+    case_subjects,
+    choose_cases,
+    record_cases,
+    seed_generators,
+)
 from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimizer
 from nnunet_ssl.nnunet.downstream.settings import read_recipe, resolve
 from nnunet_ssl.nnunet.masks import mask_maker
@@ -121,7 +127,7 @@ class DownstreamTrainer(nnUNetTrainer):
 
     def _labelled(self, train: list[str]) -> list[str]:
         groups = case_groups(self.preprocessed_dataset_folder_base, self.dataset_json)
-        return choose_cases(train, self.recipe.labelled, groups)
+        return choose_cases(train, self.recipe.labelled, groups, case_subjects(self.dataset_json))
 
     def unlabelled_cases(self) -> list[str]:
         """The fold's training cases that ``ssl.labelled`` leaves out."""

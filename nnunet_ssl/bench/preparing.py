@@ -1,0 +1,95 @@
+"""The plans and configurations that jobs need, made before the first of them runs: jobs share these files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssl.bench.checkpoints import forget, read_once
+from nnunet_ssl.bench.grid import Job
+from nnunet_ssl.errors import UserError
+
+
+def require_possible(jobs: Sequence[Job]) -> None:
+    """UserError for a checkpoint that is not there, and for more labelled cases than a dataset has."""
+    from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
+
+    for path in dict.fromkeys(job.pretraining.path for job in jobs):
+        if not Path(path).is_file():
+            raise UserError(f"The checkpoint {path} is not there. Correct its path in the grid.")
+    for number in dict.fromkeys(job.dataset.id for job in jobs):
+        folder = environment_folder("nnUNet_raw") / dataset_name(number)
+        most = len(training_files(folder, load_json(folder / "dataset.json")))
+        asked = max((job.labelled for job in jobs if job.dataset.id == number and job.labelled != "all"), default=0)
+        if asked > most:
+            raise UserError(f"The grid asks for {asked} labelled cases of dataset {number}, which has {most}.")
+
+
+def prepare(jobs: Sequence[Job]) -> None:
+    """One plan a dataset and pretraining, one configuration a job; preprocessing where data is missing.
+
+    A checkpoint is read once for all jobs of its plan, and a configuration that is there already is left as it is: what
+    this takes does not grow with the number of jobs by more than milliseconds each.
+    """
+    by_plan: dict[tuple[int, str], dict[str, Job]] = {}
+    for job in jobs:
+        by_plan.setdefault((job.dataset.id, job.plans), {})[job.configuration] = job
+    for wanted in by_plan.values():
+        _prepare_plan(list(wanted.values()))
+    forget()
+
+
+def _prepare_plan(jobs: Sequence[Job]) -> None:
+    from nnunet_ssl.nnunet.adapting import AdaptRequest, make_adapted
+    from nnunet_ssl.nnunet.datasets import open_dataset
+    from nnunet_ssl.nnunet.planners import existing_plans
+    from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
+
+    first = jobs[0]
+    dataset, pretrained = open_dataset(first.dataset.id), read_once(first.pretraining.path)
+    where = (first.dataset.id, first.pretraining.path, first.plans)
+    plans = existing_plans(dataset, first.plans)
+    if plans is None:
+        plans = make_adapted(AdaptRequest(*where, settings=first.dataset.adapt), pretrained).plans
+    ready = set()
+    for job in jobs:
+        if not _is_there(plans, job, pretrained.sha256):
+            request = AdaptRequest(*where, settings=settings_of(job), config=job.configuration)
+            plans = make_adapted(request, pretrained).plans
+        identifier = _data_of(plans, job.configuration)
+        if identifier not in ready and not is_preprocessed(dataset, plans, job.configuration):
+            preprocess(dataset, plans, [job.configuration])
+        ready.add(identifier)
+
+
+def settings_of(job: Job) -> list[str]:
+    """What ``nnunet_ssl adapt --set`` would be told for a job's configuration."""
+    return [
+        *(f"ssl.{key}={json.dumps(value)}" for key, value in job.settings.items()),
+        *(f"{key}={json.dumps(value)}" for key, value in job.plan.items()),
+    ]
+
+
+def _data_of(plans: Mapping[str, Any], name: str) -> str:
+    from nnunet_ssl.nnunet.planners import resolved
+
+    return str(resolved(plans, name)["data_identifier"])
+
+
+def _is_there(plans: Mapping[str, Any], job: Job, sha256: str) -> bool:
+    """Whether the plan, made for this very checkpoint, has the configuration just as it would be made."""
+    from nnunet_ssl.nnunet.configurations import apply_changes
+    from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
+    from nnunet_ssl.nnunet.planners import MARK, resolved
+    from nnunet_ssl.nnunet.settings import DATA_KEYS, collect
+
+    made = plans["configurations"].get(job.configuration)
+    if made is None or plans[MARK].get("pretrained_sha256") != sha256 or "inherits_from" not in made:
+        return False
+    if any(key in job.plan for key in DATA_KEYS):  # these have consequences beyond their own values
+        return False
+    changes = collect((), settings_of(job))
+    wanted = apply_changes(resolved(plans, made["inherits_from"]), changes, job.configuration, cls=DownstreamRecipe)
+    return {**wanted, "inherits_from": made["inherits_from"]} == resolved(plans, job.configuration)

@@ -1,0 +1,1 @@
+"""Protocols of evaluation, one JSON each: see ``nnunet_ssl.bench.presets``."""
