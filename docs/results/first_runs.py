@@ -6,9 +6,8 @@
 A job is PROTOCOL:N:DRAW:STEPS with further ``:key=value`` (any downstream field, e.g. ``:initial_lr=0.003``). It is
 one configuration of the plan, one ``nnUNetv2_train`` and, with ``--test``, one ``nnUNetv2_predict``.
 
-Fold 0 is made here once: ``--validation-cases`` training cases that no draw may use; nnU-Net's own validation on them
-is what may choose a setting. Fold 1 has the same training cases and four of those to validate: for the test runs, which
-choose nothing. A job whose line is in the results file is not repeated.
+nnU-Net's own validation on fold 0 (make_datasets.py) is what may choose a setting; fold 1 is for test runs. A job whose
+line is in the results file is not repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -49,16 +47,6 @@ def configuration_name(job: dict) -> str:
         .replace("]", "")
         .replace(", ", "-")
     )
-
-
-def fix_fold(preprocessed: Path, raw: Path, validation_cases: int) -> None:
-    path = preprocessed / "splits_final.json"
-    if not path.exists():
-        cases = sorted(p.name.removesuffix(".nii.gz") for p in (raw / "labelsTr").glob("*.nii.gz"))
-        val = sorted(random.Random(1).sample(cases, validation_cases))
-        train = sorted(set(cases) - set(val))
-        # fold 1: the same training cases, fewer to validate: for runs that choose nothing
-        path.write_text(json.dumps([{"train": train, "val": val}, {"train": train, "val": val[:4]}], indent=1))
 
 
 def add_configuration(plans_file: Path, name: str, job: dict, common: dict) -> None:
@@ -167,13 +155,11 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", required=True)
     parser.add_argument("--common", type=json.loads, default={}, help="JSON of downstream fields that every job shares")
     parser.add_argument("--fold", type=int, default=0, choices=(0, 1))
-    parser.add_argument("--validation-cases", type=int, default=20)
     parser.add_argument("--step-size", type=float, default=0.5)
     parser.add_argument("--test", action="store_true", help="also predict and score the test split")
     args = parser.parse_args()
     raw_root = Path(os.environ["nnUNet_raw"])
     dataset = next(raw_root.glob(f"Dataset{args.dataset:03d}_*")).name
-    fix_fold(Path(os.environ["nnUNet_preprocessed"]) / dataset, raw_root / dataset, args.validation_cases)
     for text in args.jobs:
         job = parse_job(text)
         key = job | {"plans": args.plans, "common": args.common}

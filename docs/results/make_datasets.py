@@ -5,6 +5,10 @@
 
 The test split was drawn once (``draw_split``) before any training and is kept in ``<name>/splits.json``; test cases go
 to imagesTs and labelsTs. ``<name>/test_cases.txt`` is the file for ``nnunet_ssl import --exclude``.
+
+splits_final.json, which nnU-Net takes over when it plans: fold 0 keeps training cases apart that no draw of labelled
+cases may use, to choose settings on; fold 1 has the same training cases and validates one of those: for what is scored
+on the test split, where a validation chooses nothing and costs time.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ def openkbp(source: Path, raw: Path, dataset_id: int) -> None:
             shutil.copy(source / "images" / f"{case}.nii.gz", target / f"images{suffix}" / f"{case}_0000.nii.gz")
             shutil.copy(source / "labels" / f"{case}.nii.gz", target / f"labels{suffix}" / f"{case}.nii.gz")
     labels = {"background": 0} | {name: i for i, name in enumerate(OPENKBP_LABELS, start=1)}
-    write_dataset_json(target, {"channel_names": {"0": "CT"}, "labels": labels}, len(split["train"]))
+    write_dataset_json(target, {"channel_names": {"0": "CT"}, "labels": labels}, split["train"], 6)
 
 
 def hippocampus(source: Path, raw: Path, dataset_id: int) -> None:
@@ -67,12 +71,16 @@ def hippocampus(source: Path, raw: Path, dataset_id: int) -> None:
         for case in split["test"]:
             name = f"{case}{ending}.nii.gz"
             os.replace(target / f"{kind}Tr" / name, target / f"{kind}Ts" / name)
-    write_dataset_json(target, json.loads((target / "dataset.json").read_text()), len(split["train"]))
+    write_dataset_json(target, json.loads((target / "dataset.json").read_text()), split["train"], 20)
 
 
-def write_dataset_json(target: Path, content: dict, number: int) -> None:
-    content |= {"numTraining": number, "file_ending": ".nii.gz"}
+def write_dataset_json(target: Path, content: dict, cases: list[str], apart: int) -> None:
+    content |= {"numTraining": len(cases), "file_ending": ".nii.gz"}
     (target / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
+    kept = sorted(random.Random(1).sample(sorted(cases), apart))
+    train = sorted(set(cases) - set(kept))
+    folds = [{"train": train, "val": kept}, {"train": train, "val": kept[:1]}]
+    (target / "splits_final.json").write_text(json.dumps(folds, indent=1) + "\n")
 
 
 def main() -> None:
