@@ -47,11 +47,7 @@ def gather(
         raise ValueError(f"outside is {outside!r} with mode {mode!r}, expected 'border', or 'zeros' with 'linear'")
     if len(levels) != len(strides):
         raise ValueError(f"{len(levels)} levels came with {len(strides)} strides, expected one a level")
-    ndim = coords.shape[-1]
-    fits = all(level.ndim == ndim + 2 and len(s) == ndim for level, s in zip(levels, strides, strict=True))
-    if coords.ndim != 3 or not fits:
-        shapes = [tuple(level.shape) for level in levels]
-        raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
+    _check_shapes(levels, strides, coords)
     # half precision cannot tell voxels apart beyond 2048
     coords = coords.detach().to(torch.promote_types(coords.dtype, torch.float32))
     parts = []
@@ -61,6 +57,15 @@ def gather(
         else:
             parts.append(_read(level, *_linear(level, coords, stride, outside == "zeros"), change))
     return torch.cat(parts, -1)
+
+
+def _check_shapes(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: Tensor) -> None:
+    """Raise ValueError where the axes of levels, strides and coordinates differ in number."""
+    ndim = coords.shape[-1]
+    fits = all(level.ndim == ndim + 2 and len(s) == ndim for level, s in zip(levels, strides, strict=True))
+    if coords.ndim != 3 or not fits:
+        shapes = [tuple(level.shape) for level in levels]
+        raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
 
 
 def _flat(voxel: Tensor, size: Sequence[int]) -> Tensor:
