@@ -14,7 +14,9 @@ from torch import Tensor
 
 # Where torch hands float32 products to MKL, an AMD processor runs at half of what its vectors can do. torch's compiler
 # reaches oneDNN's own kernels by this operator, and so can we; a build without it is served by mm.
-_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_ONEDNN: Any = None
+if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
+    _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def outer_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
