@@ -3,7 +3,8 @@
     python benchmarks/pyramid_reading.py [--patches 20] [--voxels 1024] [--repeats 5]
 
 vox2vec's levels: 16 to 512 channels at strides 1 to 32 of 32 x 128 x 128 voxels, 1,008 numbers a voxel. The published
-way indexes patch by patch, level by level. Memory (peak above the levels, for one run in a fresh process) with --memory.
+way indexes patch by patch, level by level. With --memory also the peak above the levels, in a fresh
+process.
 """
 
 from __future__ import annotations

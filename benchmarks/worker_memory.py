@@ -3,7 +3,8 @@
     python benchmarks/worker_memory.py [--slices 250] [--pairs 10] [--cases 200]
 
 In a worker process of torch's DataLoader; what it had imported before the first batch does not count. Shared memory and
-pages of mapped files count in the peak. "more" is what opening each of --cases leaves in the worker. Linux.
+pages of mapped files count in the peak; the latter belong to the page cache, which frees them when memory is short.
+"more" is what opening each of --cases leaves in the worker. Linux.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ def memory(field: str) -> float:
 
 
 class Measured(Dataset):
-    """Batches with what their worker holds: MiB above its start at most so far, and anonymous memory now."""
+    """Batches, and MiB of their worker: the peak above its start; mapped files above its start; its own."""
 
     def __init__(self, way: str, data: PairDataset) -> None:
-        self.way, self.data, self.start = way, data, 0.0
+        self.way, self.data, self.start, self.files = way, data, 0.0, 0.0
 
-    def __getitem__(self, turn: int) -> tuple[object, float, float]:
+    def __getitem__(self, turn: int) -> tuple[object, float, float, float]:
         if not self.start:
             # libraries' own workspaces are no cost of a batch
             open_b2nd(Path(self.data.folder) / "case_0.b2nd")[0, 0, 0, 0]
             torch.zeros(1).share_memory_()
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
-            self.start = memory("VmRSS")
+            self.start, self.files = memory("VmRSS"), memory("RssFile")
         if self.way == "cases":
             self.data._volume(self.data.cases[turn]).mask((0, 0, 0), (1, 1, 1))
             batch: object = None
         else:
             batch = vars(self.data[turn][0]) if self.way == "ours" else self.published(turn)
-        return batch, memory("VmHWM") - self.start, memory("RssAnon")
+        return batch, memory("VmHWM") - self.start, memory("RssFile") - self.files, memory("RssAnon")
 
     def published(self, turn: int) -> object:
         folder, case = Path(self.data.folder), self.data.cases[0]
@@ -65,17 +66,18 @@ class Measured(Dataset):
 def measure(way: str, folder: Path, patch: tuple[int, ...], pairs: int, cases: int) -> dict[str, float | str]:
     """The peak of a few batches, and what more cases leave behind."""
 
-    def worker(way: str, names: list[str], items: int) -> list[tuple[object, float, float]]:
+    def worker(way: str, names: list[str], items: int) -> list[tuple[float, float, float]]:
         recipe = Recipe(pairs_per_batch=pairs)
         data = PairDataset(str(folder), names, patch, (2.0, 1.0, 1.0), recipe, range(pairs))
         loader = DataLoader(Measured(way, data), batch_size=None, sampler=range(items), num_workers=1,
                             collate_fn=lambda item: item)  # fmt: skip
-        return [(None, peak, now) for _, peak, now in loader]
+        return [tuple(numbers) for _, *numbers in loader]
 
-    row: dict[str, float | str] = {"what": way, "peak_mib": worker(way, ["case_0"], 4)[-1][1]}
+    peak, files, _ = worker(way, ["case_0"], 4)[-1]
+    row: dict[str, float | str] = {"what": way, "peak_mib": peak, "of_it_mapped_files_mib": files}
     if way == "ours":
         held = worker("cases", [f"case_{i}" for i in range(cases)], cases)
-        row[f"more_after_{cases}_cases_mib"] = held[-1][2] - held[0][2]
+        row[f"more_after_{cases}_cases_mib"] = held[-1][-1] - held[0][-1]
     return row
 
 
@@ -101,7 +103,7 @@ def main() -> None:
         for way in WAYS:
             command = [sys.executable, __file__, "--here", way, folder, "--cases", str(args.cases)]
             command += ["--pairs", str(args.pairs), *(["--quick"] if args.quick else [])]
-            run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+            run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(run.stdout))
     shape = (args.slices, *plane)
     common.report(f"Memory of a worker for {args.pairs} pairs", rows, args, volume=shape, patch=patch)

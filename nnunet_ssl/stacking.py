@@ -29,7 +29,7 @@ def stack_boxes(samples: Iterable[tuple[Any, ...]], count: int | None = None) ->
         if not stacks:
             stacks = [torch.empty(count, *box.shape, dtype=torch.float32) for box in boxes]
             if get_worker_info() is not None:
-                stacks = [stack.share_memory_() for stack in stacks]
+                stacks = [stack.share_memory_() for stack in stacks]  # type: ignore[no-untyped-call]
         if len(drawn) < count:
             for stack, box in zip(stacks, boxes, strict=True):
                 stack[len(drawn)] = torch.from_numpy(box)

@@ -1,5 +1,4 @@
-"""Every benchmark runs, quickly when asked to, and writes what it found. How fast anything was is nobody's business here.
-"""
+"""Every benchmark runs, quickly when asked to, and writes what it found; nothing is asserted about speed."""
 
 from __future__ import annotations
 
