@@ -70,8 +70,14 @@ def blur(x: Tensor, sigma: Tensor, axes: Sequence[int], largest_sigma: float) ->
     flat, sigma = x.flatten(0, 1), sigma.flatten().to(x)
     chosen = (sigma > 0).nonzero().squeeze(1)
     if len(chosen):
-        flat[chosen] = gaussian(flat[chosen], sigma[chosen], axes, radius(largest_sigma))
+        put(flat, chosen, gaussian(flat[chosen], sigma[chosen], axes, radius(largest_sigma)))
     return x
+
+
+def put(images: Tensor, places: Tensor, values: Tensor) -> None:
+    """images[places] = values along the first axis: copies of whole images, which an assignment makes voxel by voxel."""
+    for place, value in zip(places.tolist(), values, strict=True):
+        images[place].copy_(value)
 
 
 def blur_axes(ndim: int, axial_axis: int | None) -> list[int]:

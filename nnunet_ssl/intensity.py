@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnunet_ssl.blurring import blur, blur_axes, gaussian, radius
+from nnunet_ssl.blurring import blur, blur_axes, gaussian, put, radius
 
 if TYPE_CHECKING:
     from nnunet_ssl.objectives.vox2vec import Recipe
@@ -122,7 +122,7 @@ def apply_detail(x: Tensor, detail: Detail, axes: Sequence[int], largest_sigma: 
         blurred = flat[chosen]
         second = torch.full_like(amount[chosen], SHARPEN_SECOND_SIGMA)
         edges = blurred - gaussian(blurred, second, axes, radius(SHARPEN_SECOND_SIGMA))
-        flat[chosen] = blurred + wide(amount[chosen], edges) * edges
+        put(flat, chosen, edges.mul_(wide(amount[chosen], edges)).add_(blurred))
     return x
 
 
@@ -195,13 +195,14 @@ def augment(
     kinds = _kinds(channels, recipe)
     out = torch.empty_like(views)
     # one view after the other stays in the cache of a CPU, a GPU wants them all at once
-    for part in range(len(views)) if views.device.type == "cpu" else [slice(None)]:
-        rows = slice(part, part + 1) if isinstance(part, int) else part
+    parts = zip(views.split(1), out.split(1), strict=True) if views.device.type == "cpu" else [(views, out)]
+    for view, changed in parts:
         for kind in sorted(set(kinds)):
             index = [i for i, found in enumerate(kinds) if found == kind]
             change = _change_ct if kind == "hu" else _change_zscore
-            units = [channels[i] for i in index]
-            out[rows, index] = change(views[rows, index], units, recipe, generator, axes, largest)
+            x = change(view[:, index], [channels[i] for i in index], recipe, generator, axes, largest)
+            for channel, new in zip(index, x.unbind(1), strict=True):
+                changed[:, channel].copy_(new)
     return out
 
 
