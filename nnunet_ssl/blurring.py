@@ -75,7 +75,7 @@ def blur(x: Tensor, sigma: Tensor, axes: Sequence[int], largest_sigma: float) ->
 
 
 def put(images: Tensor, places: Tensor, values: Tensor) -> None:
-    """images[places] = values along the first axis: copies of whole images, which an assignment makes voxel by voxel."""
+    """images[places] = values along the first axis: whole images are copied; an assignment goes voxel by voxel."""
     for place, value in zip(places.tolist(), values, strict=True):
         images[place].copy_(value)
 
