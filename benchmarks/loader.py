@@ -30,7 +30,9 @@ class Case:
     """One volume on disk and the ways to make a batch of it."""
 
     def __init__(self, folder: Path, name: str, shape: tuple[int, ...], patch: tuple[int, ...], pairs: int) -> None:
-        common.store(folder, name, *common.make_ct(shape), patch)
+        image, body = common.make_ct(shape)
+        common.store(folder, name, image, body, patch)
+        self.body_share = round(float(body.mean()), 2)
         self.folder, self.name, self.patch, self.pairs, self.turn = folder, name, patch, pairs, 0
         self.recipe = Recipe(pairs_per_batch=pairs)
 
@@ -70,7 +72,8 @@ def main() -> None:
     for row in rows:
         row["views_per_s"] = 2 * args.pairs / row["cpu_s"]
     shape = (args.slices, *plane)
-    common.report(f"A case opened and {args.pairs} pairs of views", rows, args, volume=shape, patch=patch)
+    common.report(f"A case opened and {args.pairs} pairs of views", rows, args, volume=shape, patch=patch,
+                  body_share=cases[0].body_share)  # fmt: skip
 
 
 if __name__ == "__main__":
