@@ -1,4 +1,4 @@
-"""Memory and time of InfoNCE, forward and backward: ours in tiles, and the formula written out.
+"""Row 5: memory and time of InfoNCE, forward and backward: ours in tiles, and the formula written out.
 
     python benchmarks/loss_memory.py [--pairs 10240] [--width 128] [--device cpu|cuda] [--only tiled|written-out]
 
@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 
+import common
+import published
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_ssl.losses import info_nce
@@ -25,16 +26,7 @@ TEMPERATURE = 0.1
 SMALL = 64
 
 
-def written_out(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
-    """The three N x N blocks of similarities, as one writes the loss at first."""
-    aa, ab, bb = z_a @ z_a.T / temperature, z_a @ z_b.T / temperature, z_b @ z_b.T / temperature
-    own = torch.eye(len(z_a), dtype=torch.bool, device=z_a.device)
-    denominator_a = torch.cat([aa.masked_fill(own, -torch.inf), ab], 1).logsumexp(1)
-    denominator_b = torch.cat([bb.masked_fill(own, -torch.inf), ab.T], 1).logsumexp(1)
-    return ((denominator_a + denominator_b) / 2 - ab.diagonal()).mean()
-
-
-FORMULAS = {"tiled": info_nce, "written-out": written_out}
+FORMULAS = {"tiled": info_nce, "written-out": published.info_nce}
 
 
 def peak_bytes(device: str) -> int:
@@ -61,11 +53,11 @@ def measure(name: str, pairs: int, width: int, device: str) -> dict[str, float |
     value = loss.item()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     mib = (peak_bytes(device) - before) / 2**20
-    return {"formula": name, "mib": mib, "cpu_seconds": cpu, "seconds": wall, "loss": value}
+    return {"what": name, "mib": mib, "cpu_seconds": cpu, "seconds": wall, "loss": value}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, repeats=1)
     parser.add_argument("--pairs", type=int, default=10240)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -73,12 +65,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick:
+        args.pairs, args.width = 256, 16
     names = [args.only] if args.only else list(FORMULAS)
     if args.here:
         print(json.dumps(measure(names[0], args.pairs, args.width, args.device)))
         return
     size = ["--pairs", str(args.pairs), "--width", str(args.width), "--device", args.device]
-    results = []
+    results: list[dict[str, float | str]] = []
     for name in names:
         command = [sys.executable, __file__, "--here", "--only", name, *size]
         run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", check=True)
@@ -86,10 +80,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(results))
         return
-    print(f"InfoNCE, forward and backward, {args.pairs} pairs of width {args.width}, {args.device}")
-    for r in results:
-        print(f"{r['formula']:12} {r['mib']:8.0f} MiB above its inputs  {r['cpu_seconds']:6.1f} s CPU", end="")
-        print(f"  {r['seconds']:6.2f} s  loss {r['loss']:.6f}")
+    common.report(f"InfoNCE, {args.pairs} pairs of width {args.width}, {args.device}, MiB above inputs", results, args)
 
 
 if __name__ == "__main__":

@@ -30,31 +30,52 @@ class _Blend(torch.autograd.Function):
     def forward(ctx: Any, flat: Tensor, voxels: Tensor, weights: Tensor | None) -> Tensor:
         ctx.save_for_backward(voxels, weights)
         ctx.shape, ctx.dtype = flat.shape, flat.dtype
-        channels = flat.shape[1]
+        ctx.last = flat.stride(1) == 1 and flat.transpose(1, 2).is_contiguous()  # channels last
         if weights is None:
-            return flat.gather(2, _everywhere(voxels, 0, channels))
+            return _take(flat, voxels[..., 0], ctx.last)
         wide = torch.promote_types(flat.dtype, torch.float32)
         total = torch.zeros(*flat.shape[:2], voxels.shape[1], dtype=wide, device=flat.device)
         for k in _corners(weights):  # not all at once: the vectors of a batch are large
-            total.addcmul_(flat.gather(2, _everywhere(voxels, k, channels)).to(wide), weights[:, None, :, k].to(wide))
+            total.addcmul_(_take(flat, voxels[..., k], ctx.last).to(wide), weights[:, None, :, k].to(wide))
         return total.to(flat.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         voxels, weights = ctx.saved_tensors
-        channels, size = ctx.shape[1:]
+        images, channels, size = ctx.shape
         crowded = voxels[0].numel() > size  # many points to a voxel of a coarse level: half precision would lose some
         wide = torch.promote_types(ctx.dtype, torch.float32)
-        total = gradient.new_zeros(ctx.shape, dtype=wide if crowded else ctx.dtype)
+        shape = (images, size, channels) if ctx.last else ctx.shape
+        total = gradient.new_zeros(shape, dtype=wide if crowded else ctx.dtype)
+        total = total.transpose(1, 2) if ctx.last else total  # the level's own layout: the layers before it want that
         for k in [0] if weights is None else _corners(weights):
             part = gradient if weights is None else gradient.to(wide) * weights[:, None, :, k].to(wide)
-            total.scatter_add_(2, _everywhere(voxels, k, channels), part.to(total.dtype))
+            _add(total, voxels[..., k], part.to(total.dtype), ctx.last)
         return total.to(ctx.dtype), None, None
 
 
-def _everywhere(voxels: Tensor, k: int, channels: int) -> Tensor:
-    """(B, C, N) without a copy."""
-    return voxels[:, None, :, k].expand(-1, channels, -1)
+def _take(flat: Tensor, voxels: Tensor, last: bool) -> Tensor:
+    """(B, C, V) at voxels (B, N) -> (B, C, N); last: the channels of a voxel lie together and are taken as a row."""
+    if not last:
+        return flat.gather(2, voxels[:, None].expand(-1, flat.shape[1], -1))
+    rows = flat.transpose(1, 2).reshape(-1, flat.shape[1])
+    return rows.index_select(0, _rows(voxels, flat.shape[2])).view(*voxels.shape, -1).transpose(1, 2)
+
+
+def _add(total: Tensor, voxels: Tensor, part: Tensor, last: bool) -> None:
+    """Add part (B, C, N) to total (B, C, V) at voxels (B, N), in place."""
+    if not last:
+        total.scatter_add_(2, voxels[:, None].expand(-1, total.shape[1], -1), part)
+        return
+    channels = total.shape[1]
+    rows = total.transpose(1, 2).view(-1, channels)
+    rows.scatter_add_(0, _rows(voxels, total.shape[2])[:, None].expand(-1, channels),
+                      part.transpose(1, 2).reshape(-1, channels))  # fmt: skip
+
+
+def _rows(voxels: Tensor, size: int) -> Tensor:
+    """Numbers of voxels within their images (B, N) -> within the whole batch (B N)."""
+    return (voxels + size * torch.arange(len(voxels), device=voxels.device)[:, None]).flatten()
 
 
 def _corners(weights: Tensor) -> list[int]:

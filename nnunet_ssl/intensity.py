@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnunet_ssl.blurring import blur, blur_axes, gaussian, radius
+from nnunet_ssl.blurring import blur, blur_axes, gaussian, put, radius
 
 if TYPE_CHECKING:
     from nnunet_ssl.objectives.vox2vec import Recipe
@@ -122,7 +122,7 @@ def apply_detail(x: Tensor, detail: Detail, axes: Sequence[int], largest_sigma: 
         blurred = flat[chosen]
         second = torch.full_like(amount[chosen], SHARPEN_SECOND_SIGMA)
         edges = blurred - gaussian(blurred, second, axes, radius(SHARPEN_SECOND_SIGMA))
-        flat[chosen] = blurred + wide(amount[chosen], edges) * edges
+        put(flat, chosen, edges.mul_(wide(amount[chosen], edges)).add_(blurred))
     return x
 
 
@@ -132,29 +132,33 @@ def wide(parameter: Tensor, like: Tensor) -> Tensor:
 
 
 def apply_ct(
-    x_hu: Tensor, parameters: CTParameters, field: Tensor, axes: Sequence[int], largest_sigma: float
+    x_hu: Tensor, parameters: CTParameters, field: Tensor | None, axes: Sequence[int], largest_sigma: float
 ) -> Tensor:
-    """Augment CT views (B, C, *S) in HU; field: standard normal noise of their shape. The result is in HU as well: the
-    drawn window, clipped, stretched to ``BASE_WINDOW_HU``.
+    """Augment CT views (B, C, *S) in HU; field: standard normal noise of their shape, None where none drew noise. The
+    result is in HU as well: the drawn window, clipped, stretched to ``BASE_WINDOW_HU``.
     """
-    x = apply_detail(x_hu, parameters.detail, axes, largest_sigma)
-    x = x + wide(parameters.noise, x) * field
+    x = apply_detail(x_hu, parameters.detail, axes, largest_sigma)  # a copy: changed in place from here on
+    if field is not None:
+        x += wide(parameters.noise, x) * field
     lo, hi = wide(parameters.lo, x), wide(parameters.hi, x)
-    u = ((x - lo) / (hi - lo)).clamp(0.0, 1.0)
-    return BASE_WINDOW_HU[0] + (BASE_WINDOW_HU[1] - BASE_WINDOW_HU[0]) * u
+    u = x.sub_(lo).div_(hi - lo).clamp_(0.0, 1.0)
+    return u.mul_(BASE_WINDOW_HU[1] - BASE_WINDOW_HU[0]).add_(BASE_WINDOW_HU[0])
 
 
 def apply_zscore(
-    x: Tensor, parameters: ZScoreParameters, field: Tensor, axes: Sequence[int], largest_sigma: float
+    x: Tensor, parameters: ZScoreParameters, field: Tensor | None, axes: Sequence[int], largest_sigma: float
 ) -> Tensor:
     """Augment views (B, C, *S) that are not CT. What the window's clipping does for a sharpened CT, clipping to the
     view's own range does here, before noise, gain and shift.
     """
     spatial = tuple(range(2, x.ndim))
     least, greatest = x.amin(spatial, keepdim=True), x.amax(spatial, keepdim=True)
-    x = apply_detail(x, parameters.detail, axes, largest_sigma).clamp(least, greatest)
-    x = x + wide(parameters.noise, x) * field
-    return wide(parameters.gain, x) * x + wide(parameters.shift, x)
+    x = apply_detail(x, parameters.detail, axes, largest_sigma)  # a copy: changed in place from here on
+    torch.maximum(x, least, out=x)
+    torch.minimum(x, greatest, out=x)
+    if field is not None:
+        x += wide(parameters.noise, x) * field
+    return x.mul_(wide(parameters.gain, x)).add_(wide(parameters.shift, x))
 
 
 def _kinds(channels: Sequence[ChannelUnits], recipe: Recipe) -> list[str]:
@@ -190,14 +194,15 @@ def augment(
     largest = max(recipe.blur_sigma[1], recipe.sharpen_sigma[1])
     kinds = _kinds(channels, recipe)
     out = torch.empty_like(views)
-    for kind in sorted(set(kinds)):
-        index = [i for i, found in enumerate(kinds) if found == kind]
-        x = views[:, index]
-        if kind == "hu":
-            out[:, index] = _change_ct(x, [channels[i] for i in index], recipe, generator, axes, largest)
-        else:
-            drawn = draw_zscore(generator, x.shape[:2], recipe)
-            out[:, index] = apply_zscore(x, drawn, noise_field(x, generator), axes, largest)
+    # one view after the other stays in the cache of a CPU, a GPU wants them all at once
+    parts = zip(views.chunk(len(views)), out.chunk(len(views)), strict=True) if views.device.type == "cpu" else [(views, out)]
+    for view, changed in parts:
+        for kind in sorted(set(kinds)):
+            index = [i for i, found in enumerate(kinds) if found == kind]
+            change = _change_ct if kind == "hu" else _change_zscore
+            x = change(view[:, index], [channels[i] for i in index], recipe, generator, axes, largest)
+            for channel, new in zip(index, x.unbind(1), strict=True):
+                changed[:, channel].copy_(new)
     return out
 
 
@@ -212,9 +217,27 @@ def _change_ct(
     mean = wide(torch.tensor([[c.mean for c in channels]]), x)  # (1, C, 1, ..)
     std = wide(torch.tensor([[c.std for c in channels]]), x)
     parameters = draw_ct(generator, x.shape[:2], recipe)
-    return (apply_ct(x * std + mean, parameters, noise_field(x, generator), axes, largest) - mean) / std
+    field = _noise_for(x, parameters.noise, generator)
+    return apply_ct((x * std).add_(mean), parameters, field, axes, largest).sub_(mean).div_(std)
+
+
+def _change_zscore(
+    x: Tensor,
+    _: Sequence[ChannelUnits],
+    recipe: Recipe,
+    generator: torch.Generator,
+    axes: Sequence[int],
+    largest: float,
+) -> Tensor:
+    parameters = draw_zscore(generator, x.shape[:2], recipe)
+    return apply_zscore(x, parameters, _noise_for(x, parameters.noise, generator), axes, largest)
 
 
 def noise_field(x: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise of the shape and on the device of x."""
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
+
+
+def _noise_for(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor | None:
+    """The same, or None where no sigma is above 0; a GPU, which would have to be waited for, always draws."""
+    return None if x.device.type == "cpu" and not bool(sigma.any()) else noise_field(x, generator)

@@ -50,7 +50,7 @@ def _info_nce(recipe: BaseRecipe) -> Criterion:
     def loss(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Terms]:
         if recipe.gather == "all":
             z_a, z_b = gather_with_gradient(z_a), gather_with_gradient(z_b)
-        value = losses.info_nce(z_a, z_b, temperature=recipe.temperature)
+        value = losses.info_nce(z_a, z_b, temperature=recipe.temperature, precision=recipe.loss_precision)
         return value, {"info_nce": value.detach()}
 
     return loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnunet_ssl import elastic
 from nnunet_ssl.phi import Sample, knots
+from nnunet_ssl.stacking import stack_boxes
 from nnunet_ssl.views import OnDevice, ViewPair
 from nnunet_ssl.warp import move, positions, read, warp
 
@@ -33,15 +34,15 @@ class PhiBatch(OnDevice):
     control: Tensor  # (B, D, *lattice) float32
 
 
-def collate(samples: Sequence[Sample]) -> PhiBatch:
-    """Stack samples into tensors."""
-    drawn = [sample[0] for sample in samples]
+def collate(samples: Iterable[Sample], count: int | None = None) -> PhiBatch:
+    """Stack samples into tensors. count: of samples, where those are no sequence."""
+    drawn, (box,) = stack_boxes(samples, count)
     columns = {
         name: np.stack([getattr(g, name) for g in drawn]) for name in ("mask", "bounds", "map_a", "psi", "control")
     }
     tensors = {name: torch.as_tensor(c, dtype=torch.bool if name == "mask" else torch.float32)
                for name, c in columns.items()}  # fmt: skip
-    return PhiBatch(box=torch.as_tensor(np.stack([sample[1] for sample in samples])), **tensors)
+    return PhiBatch(box=box, **tensors)
 
 
 def assemble(

@@ -26,7 +26,7 @@ device reads the view from it. Frame: see ``nnunet_ssl.geometry``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +38,7 @@ from torch import Tensor
 from nnunet_ssl import geometry
 from nnunet_ssl.anchors import Reader, draw_anchor
 from nnunet_ssl.drawing import PairGeometry, box_size, draw_pair, draw_shared, draw_starts, read_box
+from nnunet_ssl.stacking import stack_boxes
 from nnunet_ssl.warp import mirror, warp
 
 if TYPE_CHECKING:
@@ -105,16 +106,18 @@ def read_pair(
     return drawn, a, b
 
 
-def collate(samples: Sequence[Sample]) -> PairBatch:
-    """Stack samples (geometry, box of a, box of b) into tensors; the maps then lead into the boxes."""
-    drawn = [sample[0] for sample in samples]
+def collate(samples: Iterable[Sample], count: int | None = None) -> PairBatch:
+    """Stack samples (geometry, box of a, box of b) into tensors; the maps then lead into the boxes. count: of samples,
+    where those are no sequence.
+    """
+    drawn, (box_a, box_b) = stack_boxes(samples, count)
 
     def stack(arrays: Sequence[NDArray[np.generic]], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.as_tensor(np.stack(arrays), dtype=dtype)
 
     return PairBatch(
-        box_a=stack([sample[1] for sample in samples]),
-        box_b=stack([sample[2] for sample in samples]),
+        box_a=box_a,
+        box_b=box_b,
         map_a=stack([geometry.compose(geometry.translation(-g.start_a), g.map_a) for g in drawn]),
         map_b=stack([geometry.compose(geometry.translation(-g.start_b), g.map_b) for g in drawn]),
         coords_a=stack([g.coords_a for g in drawn]),

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nnunet_ssl import tiles
 from nnunet_ssl.losses import info_nce
 from tests.oracles import losses as oracle
 
@@ -80,6 +82,69 @@ def test_float32_is_as_exact_as_the_formula_written_out(monkeypatch, temperature
     assert (ours < 1e-5).all(), ours
 
 
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("temperature", [0.1, 0.53])
+def test_reduced_precision_changes_the_gradient_by_less_than_a_hundredth(monkeypatch, temperature, noise):
+    monkeypatch.setattr(MODULE, "_TILE", {"cpu": 192})
+    for seed in range(3):
+        z_a, z_b = pairs(300, 64, noise, seed, dtype=torch.float32)
+        value, gradient = value_and_gradient(written_out, z_a.double(), z_b.double(), temperature)
+        v, g = value_and_gradient(partial(info_nce, precision="reduced"), z_a, z_b, temperature)
+        assert 1e-7 < relative(g, gradient) < 1e-2
+        assert v == pytest.approx(value, rel=1e-2)
+
+
+@pytest.mark.parametrize(("scale", "temperature", "dtype"), [(1, 0.05, torch.float32), (3, 0.53, torch.float32),
+                                                             (1, 0.1, torch.float64)])  # fmt: skip
+def test_reduced_precision_is_refrained_from_where_it_would_cost_more(scale, temperature, dtype):
+    z_a, z_b = (scale * z for z in pairs(30, 8, dtype=dtype))
+    expected = value_and_gradient(info_nce, z_a, z_b, temperature)
+    found = value_and_gradient(partial(info_nce, precision="reduced"), z_a, z_b, temperature)
+    assert found[0] == expected[0] and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("bound", [0.0, 1000.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 60])
+def test_sums_with_and_without_a_shift_are_the_same(monkeypatch, n, bound):
+    """Both ways are exact where both can be used; only exponents' size decides between them."""
+    monkeypatch.setattr(MODULE, "_PLAIN", bound)
+    monkeypatch.setattr(MODULE, "_TILE", {"cpu": 16})
+    z_a, z_b = pairs(n, 8)
+    expected = oracle.info_nce(z_a, z_b, 0.1)
+    np.testing.assert_allclose(info_nce(z_a, z_b, 0.1, reduction="none"), expected, rtol=1e-12, atol=1e-13)
+    _, gradient = value_and_gradient(written_out, z_a, z_b, 0.1)
+    torch.testing.assert_close(value_and_gradient(info_nce, z_a, z_b, 0.1)[1], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "reduced"])
+def test_a_build_without_the_fast_product_gives_the_same(monkeypatch, precision):
+    z_a, z_b = pairs(40, 12, dtype=torch.float32)
+    loss = partial(info_nce, precision=precision)
+    expected = value_and_gradient(loss, z_a, z_b, 0.1)
+    monkeypatch.setattr(tiles, "_ONEDNN", None)
+    found = value_and_gradient(loss, z_a, z_b, 0.1)
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "m", "k"), [(1, 1, 1), (5, 3, 7), (33, 64, 16)])
+def test_products_of_tiles(n, m, k, dtype):
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(rows, k, generator=generator).to(dtype) for rows in (n, m))
+    expected = left.double() @ right.double().T
+    digits = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for one, other in ((left, right), (left.T.contiguous().T, right), (left, right.T.contiguous().T)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = tiles.outer_product(one, other)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=digits, atol=digits)
+
+
 def test_a_converged_pair_keeps_its_digits():
     """Losses near 0 are differences of large numbers; rounding must cancel as it does in the written-out formula."""
     z_a, z_b = pairs(7, 32, noise=0.05, dtype=torch.float32)
@@ -139,6 +204,7 @@ def test_nan_is_passed_on():
         (((3, 4), (3, 4)), {"temperature": 0.0}),
         (((3, 4), (3, 4)), {"temperature": float("nan")}),
         (((3, 4), (3, 4)), {"reduction": "sum"}),
+        (((3, 4), (3, 4)), {"precision": "half"}),
     ],
 )
 def test_refuses(shapes, arguments):
@@ -155,4 +221,4 @@ def test_memory_grows_with_the_points_not_with_their_pairs():
     )
     assert run.returncode == 0, run.stderr
     (result,) = json.loads(run.stdout)
-    assert 0 < result["mib"] < 300
+    assert 0 < result["mib"] < 80

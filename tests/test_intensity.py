@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_ssl import blurring
 from nnunet_ssl import intensity as it
 from nnunet_ssl.objectives.vox2vec import Recipe
 from tests.oracles import intensities as oracle
@@ -234,3 +235,27 @@ def test_what_cannot_be_is_refused():
         it.ChannelUnits("ct")
     with pytest.raises(ValueError, match="std > 0"):
         it.ChannelUnits("hu", 0.0, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 9, 11), (2, 7, 6), (1, 1, 3, 20)])
+def test_blurs_by_matrix_and_by_shifts_are_the_same(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    weights = torch.rand(shape[0], 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    for axis in range(len(shape) - 1):
+        expected = blurring._by_shifts(x, weights, axis)
+        torch.testing.assert_close(blurring._by_matrix(x, weights, axis), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = blurring._by_matrix(x.float(), weights.float(), axis)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hu", "zscore"])
+def test_augmenting_leaves_its_input_and_draws_for_each_view(kind):
+    views = torch.randn(6, 2, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+    kept = views.clone()
+    units = [it.ChannelUnits(kind, 40.0, 300.0)] * 2
+    found = it.augment(views, units, Recipe(), torch.Generator().manual_seed(2))
+    assert torch.equal(views, kept) and found.shape == views.shape
+    same = views[:1].expand_as(views)
+    found = it.augment(same, units, Recipe(), torch.Generator().manual_seed(2))
+    assert len({view.numpy().tobytes() for view in found}) == 6

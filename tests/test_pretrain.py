@@ -71,7 +71,8 @@ def test_validation_alone_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     {"loss": "vicreg", "level_width": 4},
     {"loss": "barlow_twins", "optimizer": "sgd", "schedule": "poly", "clip": None},
     {"spatial": "affine", "flip_axes": [2], "volumes_per_batch": 2, "optimizer": "adamw"},
-    {"intensity": "none", "pairs_per_batch": None, "num_val_iterations_per_epoch": 0, "amp": "bf16"},
+    {"intensity": "none", "pairs_per_batch": None, "num_val_iterations_per_epoch": 0, "amp": "bf16",
+     "loss_precision": "reduced"},
     {"intensity": "zscore", "voxels_per_pair": 4000},
 ], ids=lambda ssl: "-".join(map(str, ssl.values())).replace(" ", ""))  # fmt: skip
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssl: dict[str, Any]) -> None:

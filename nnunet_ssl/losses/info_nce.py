@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Rows and columns of a tile. Two buffers of 4 MiB stay near the cache of a CPU; a GPU wants larger matrix products.
-_TILE = {"cpu": 1024, "cuda": 2048}
+from nnunet_ssl.tiles import Tiles
+
+# Rows and columns of a tile. Buffers of 1 MiB stay in the cache of a CPU; a GPU wants larger matrix products.
+_TILE = {"cpu": 512, "cuda": 2048}
+PRECISIONS = ("float32", "reduced")
+_PLAIN = 64.0
+"""Exponents of two up to which sums of their powers, and the quotients of these, are ordinary float32 numbers."""
+_REDUCED = 16.0
+"""Exponents of two up to which bfloat16 products do (unit vectors: a temperature of 0.09)."""
 
 
-def info_nce(z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str = "mean") -> Tensor:
+def info_nce(
+    z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str = "mean", precision: str = "float32"
+) -> Tensor:
     """Symmetric InfoNCE in which every other embedding of both views is a negative (vox2vec, published code).
 
     For the pair i, with s(u, v) = <u, v> / temperature and all 2N embeddings e of both views::
@@ -21,16 +30,19 @@ def info_nce(z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str 
                 -s(b_i, a_i) + log sum over e != b_i of exp s(b_i, e) ) / 2
 
     Only an embedding's similarity to itself is left out: the positive stays in the denominator. Memory is O(N d): the
-    2N x 2N similarities are visited in tiles of their upper triangle, once for the logarithms of the sums, and once
-    again, recomputed, for the gradient. Everything is computed in float32 (float64 for float64 inputs), under
-    autocast too.
+    2N x 2N similarities are visited in tiles of their upper triangle, once for the sums, and once again, recomputed,
+    for the gradient: 16 N^2 d operations, less than the 18 N^2 d of the formula written out with its similarities kept.
+    Everything is computed in float32 (float64 for float64 inputs), under autocast too.
 
     :param z_a: (N, d) embeddings of N points in one view, taken as they are: normalise them before
     :param z_b: (N, d) embeddings of the same points, in the same order, in the other view
     :param temperature: positive; 0.1 in vox2vec, 0.53 in Pix2Rep
     :param reduction: "mean" over pairs, or "none"
+    :param precision: "float32", or "reduced": the products of float32 embeddings from bfloat16 numbers, the gradient
+        then being off by less than 1 % of its length. What could be off by more (unit vectors at a temperature below
+        0.09, longer ones below more) is computed as with "float32"
     :return: scalar, or (N,) for "none"; float32 (float64 for float64 inputs)
-    :raises ValueError: shapes differ, no pairs, temperature not positive, unknown reduction
+    :raises ValueError: shapes differ, no pairs, temperature not positive, unknown reduction or precision
     """
     if z_a.ndim != 2 or z_a.shape != z_b.shape or len(z_a) == 0:
         raise ValueError(f"expected two (N, d) with N >= 1, found {tuple(z_a.shape)} and {tuple(z_b.shape)}")
@@ -38,101 +50,87 @@ def info_nce(z_a: Tensor, z_b: Tensor, temperature: float = 0.1, reduction: str 
         raise ValueError(f"temperature is {temperature}, expected a positive number")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'none'")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected {' or '.join(map(repr, PRECISIONS))}")
     dtype = torch.promote_types(torch.promote_types(z_a.dtype, z_b.dtype), torch.float32)
     joint = torch.cat([z_a.to(dtype), z_b.to(dtype)])  # (2N, d)
-    tile = _TILE.get(joint.device.type, 1024)
-    losses: Tensor = _InfoNCE.apply(joint, float(temperature), tile)  # type: ignore[no-untyped-call]
+    reduced = precision == "reduced" and dtype == torch.float32
+    losses: Tensor = _InfoNCE.apply(joint, float(temperature), reduced)  # type: ignore[no-untyped-call]
     return losses.mean().to(dtype) if reduction == "mean" else losses.to(dtype)
 
 
-class _Tiles:
-    """Upper-triangle tiles of joint @ joint.T / temperature; every tile is made in the same buffer."""
-
-    def __init__(self, joint: Tensor, temperature: float, size: int) -> None:
-        self.joint, self.scale, self.size = joint, 1 / temperature, min(size, len(joint))
-        self.buffer = joint.new_empty(self.size**2)
-        self.scratch_buffer = joint.new_empty(self.size**2)
-
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """Rows, columns, similarities (their diagonal -inf), and a scratch tile of the same shape."""
-        for start in range(0, len(self.joint), self.size):
-            rows = slice(start, start + self.size)
-            for column in range(start, len(self.joint), self.size):
-                columns = slice(column, column + self.size)
-                left, right = self.joint[rows], self.joint[columns]
-                tile = self.buffer[: len(left) * len(right)].view(len(left), len(right))
-                scratch = self.scratch_buffer[: tile.numel()].view(tile.shape)
-                # in place, which autocast leaves in its precision
-                tile.addmm_(left, right.T, beta=0, alpha=self.scale)
-                if column == start:
-                    # a matrix product may round s(u, v) and s(v, u) differently, and a positive must cancel exactly
-                    scratch.copy_(tile.triu_(1).T)
-                    tile.add_(scratch).fill_diagonal_(-torch.inf)
-                yield rows, columns, tile, scratch
+def _sum_plainly(tiles: Tiles, rest: Tensor) -> None:
+    """Add to rest (2N,) every row's powers, own and partner's left out."""
+    for rows, columns, tile, _ in tiles:
+        tile.exp2_()
+        rest[rows] += tile.sum(1)
+        if rows != columns:
+            rest[columns] += tile.sum(0)
 
 
-def _positives(tile: Tensor, rows: slice, columns: slice, pairs: int) -> tuple[Tensor, slice] | None:
-    """The tile's similarities between a_i and b_i, a view of it, and the i; None where it has none."""
-    offset = rows.start + pairs - columns.start
-    first = rows.start + max(0, -offset)
-    if first >= pairs or not -tile.shape[0] < offset < tile.shape[1]:
-        return None
-    diagonal = tile.diagonal(offset)
-    return diagonal, slice(first, first + len(diagonal))
+def _sum_shifted(tiles: Tiles, rest: Tensor, shift: Tensor) -> None:
+    """The same for exponents of any size: rest is in units of 2^shift; shift (2N,) is raised to the row's largest."""
 
+    def add(shift: Tensor, rest: Tensor, tile: Tensor, scratch: Tensor, dim: int) -> None:
+        new = torch.maximum(shift, tile.amax(dim))
+        torch.sub(tile, new.unsqueeze(dim), out=scratch).exp2_()
+        rest.mul_(torch.exp2((shift - new).to(rest.dtype))).add_(scratch.sum(dim))
+        shift.copy_(new)
 
-def _add_exponentials(maximum: Tensor, total: Tensor, tile: Tensor, scratch: Tensor, dim: int) -> None:
-    """Running maximum and sum of exp(similarity - maximum), in place, over one more tile."""
-    new = torch.maximum(maximum, tile.amax(dim))
-    torch.sub(tile, new.unsqueeze(dim), out=scratch).exp_()
-    total.mul_(torch.exp((maximum - new).to(total.dtype))).add_(scratch.sum(dim))
-    maximum.copy_(new)
+    for rows, columns, tile, scratch in tiles:
+        add(shift[rows], rest[rows], tile, scratch, 1)
+        if rows != columns:
+            add(shift[columns], rest[columns], tile, scratch, 0)
 
 
 class _InfoNCE(torch.autograd.Function):
-    """(2N, d) -> losses of the N pairs. Its gradient keeps the embeddings and two numbers a row."""
+    """(2N, d) -> losses of the N pairs. Its gradient keeps the embeddings and a few numbers a row."""
 
     @staticmethod
-    def forward(ctx: Any, joint: Tensor, temperature: float, size: int) -> Tensor:
-        count, pairs = len(joint), len(joint) // 2
-        # sums over tiles and the last subtraction in float64: they cost nothing, and a loss near 0 keeps its digits
+    def forward(ctx: Any, joint: Tensor, temperature: float, reduced: bool) -> Tensor:
+        size = _TILE.get(joint.device.type, 1024)
+        tiles = Tiles(joint, temperature, size)
+        largest = tiles.largest()
+        plain = largest <= _PLAIN  # not so for NaN
+        ctx.half = reduced and largest <= _REDUCED
+        if ctx.half:
+            tiles = Tiles(joint, temperature, size, half=True)
+        # what is a number a row, in float64: it costs nothing, and a loss near 0 keeps its digits
         wide = torch.float32 if joint.device.type == "mps" else torch.float64
-        maximum = joint.new_full((count,), torch.finfo(joint.dtype).min)
-        total = joint.new_zeros(count, dtype=wide)
-        positive = joint.new_zeros(pairs)
-        for rows, columns, tile, scratch in _Tiles(joint, temperature, size):
-            _add_exponentials(maximum[rows], total[rows], tile, scratch, 1)
-            if rows != columns:
-                _add_exponentials(maximum[columns], total[columns], tile, scratch, 0)
-            # from the tile, not computed anew: rounding then cancels against the denominator's
-            found = _positives(tile, rows, columns, pairs)
-            if found:
-                positive[found[1]] = found[0]
-        ctx.save_for_backward(joint, maximum, total)
+        partner = tiles.partners(wide).repeat(2)
+        rest = joint.new_zeros(len(joint), dtype=wide)
+        shift = None if plain else partner.to(joint.dtype, copy=True)
+        if shift is None:
+            _sum_plainly(tiles, rest)
+        else:
+            _sum_shifted(tiles, rest, shift)
+            partner = partner - shift
+        # A row's denominator is rest + 2^partner. The partner is not summed with the others: what the loss and its
+        # gradient want is how much of the denominator it is not, and near 0 that would be lost in a difference.
+        odds = (rest.log2() - partner) * math.log(2)
+        total = torch.logaddexp2(rest.log2(), partner)
+        ctx.save_for_backward(joint, shift, total, torch.sigmoid(odds))
         ctx.temperature, ctx.size = temperature, size
-        gap = maximum.to(wide).view(2, pairs) - positive.to(wide)
-        return (total.log().view(2, pairs) + gap).mean(0)
+        return torch.logaddexp(odds, torch.zeros_like(odds)).view(2, -1).mean(0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        joint, maximum, total = ctx.saved_tensors
-        pairs = len(joint) // 2
+        joint, shift, total, missing = ctx.saved_tensors
         weight = (grad / 2).repeat(2)  # d loss / d row's own term, (2N,)
-        factor = (weight / total).to(joint.dtype)
+        pull = -(weight * missing).view(2, -1).sum(0).to(joint.dtype)  # by the similarity of a pair, (N,)
+        factor = (weight * torch.exp2(-total)).to(joint.dtype)
         gradient = torch.zeros_like(joint)
-        tiles = _Tiles(joint, ctx.temperature, ctx.size)
-        for rows, columns, tile, scratch in tiles:
+        tiles = Tiles(joint, ctx.temperature, ctx.size, ctx.half)
+        for rows, columns, tile, scratch in tiles:  # 0 where the exponent is -inf
             # softmax of row i at j and of row j at i: the derivative by the one similarity that both contain
-            torch.sub(tile, maximum[rows, None], out=scratch).exp_().mul_(factor[rows, None])
-            tile.sub_(maximum[columns]).exp_().mul_(factor[columns]).add_(scratch)
-            found = _positives(tile, rows, columns, pairs)
-            if found:
-                both_terms = (2 * weight[:pairs][found[1]]).to(tile.dtype)
-                found[0].sub_(both_terms)
-                if rows == columns:
-                    tile.diagonal(-pairs).sub_(both_terms)
-            gradient[rows].addmm_(tile, joint[columns], alpha=tiles.scale)
-            if rows != columns:
-                gradient[columns].addmm_(tile.T, joint[rows], alpha=tiles.scale)
-        return gradient, None, None
+            if shift is None:
+                torch.add(factor[rows, None], factor[columns], out=scratch)
+                tile.exp2_().mul_(scratch)
+            else:
+                torch.sub(tile, shift[rows, None], out=scratch).exp2_().mul_(factor[rows, None])
+                tile.sub_(shift[columns]).exp2_().mul_(factor[columns]).add_(scratch)
+            tiles.add_product(gradient, rows, columns, tile)
+        # pairs by themselves: among thousands of small weights in one product their large one would cost digits
+        gradient.view(2, len(pull), -1).addcmul_(pull[:, None], joint.view(2, len(pull), -1).flip(0))
+        return gradient.div_(ctx.temperature), None, None

@@ -102,3 +102,31 @@ def any_process(flag: bool, device: torch.device) -> bool:
     found = torch.tensor(float(flag), device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return bool(found > 0)
+
+
+class CarefulConv3d(nn.Conv3d):
+    """nn.Conv3d for bfloat16 autocast on a CPU, in float32 where that would go wrong.
+
+    oneDNN (seen in torch 2.13 with AVX-512 bf16) leaves entries of the weight's gradient unwritten where an image has
+    more slices than one and fewer than the kernel, as at the second coarsest of vox2vec's levels: what the memory held
+    before, sometimes infinity. Such levels are small and cost nothing in float32.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not 1 < input.shape[2] < self.kernel_size[0]:
+            return super()._conv_forward(input, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            out = super()._conv_forward(input.to(weight.dtype), weight, bias)
+        return out.bfloat16() if torch.is_autocast_enabled("cpu") else out
+
+
+def suit(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """The network, changed in place for what it will run on: a CPU in bfloat16 wants channels last (about a tenth of a
+    step) and convolutions that are careful. Parameters keep their names and values.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return network
+    for module in network.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = CarefulConv3d
+    return network.to(memory_format=torch.channels_last_3d)

@@ -50,12 +50,21 @@ class PairDataset(Dataset):
         self._box = objective_of(self.recipe).box_size(self.patch, self.spacing, self.recipe)
 
     def __getitem__(self, iteration: int) -> Batch | UserError:
+        cases: list[str] = []
+        redrawn: list[int] = []
+
+        def samples() -> Iterator[Any]:  # one by one: together they are half of what a worker would hold
+            for g in self.pairs:
+                sample, case, again = self._pair(iteration, g)
+                cases.append(case)
+                redrawn.append(again)
+                yield sample
+
         try:
-            drawn = [self._pair(iteration, g) for g in self.pairs]
+            batch = objective_of(self.recipe).collate(samples(), len(self.pairs))
         except UserError as error:
             return error  # as a value: raised in a worker it would arrive wrapped in that worker's traceback
-        samples, cases, redrawn = zip(*drawn, strict=True)
-        return objective_of(self.recipe).collate(samples), list(cases), sum(redrawn)
+        return batch, cases, sum(redrawn)
 
     def _pair(self, iteration: int, g: int) -> tuple[Any, str, int]:
         """Pair ``g`` and its volume, one of the iteration's; one without foreground is replaced."""

@@ -98,7 +98,8 @@ class PretrainTrainer(nnUNetTrainer):
             self.label_manager.num_segmentation_heads, self.enable_deep_supervision,
         )  # fmt: skip
         preparing.check_patch(self.configuration_manager.patch_size, network)
-        self.network = network.to(self.device)
+        self.autocast_dtype, self.grad_scaler = devices.precision(self.recipe.amp, self.device)
+        self.network = devices.suit(network.to(self.device), self.device, self.autocast_dtype)
         if self._do_i_compile():
             for name in ("levels", "stock_levels"):  # what has fixed shapes: points differ in number between batches
                 setattr(self.network, name, torch.compile(getattr(self.network, name)))
@@ -107,7 +108,6 @@ class PretrainTrainer(nnUNetTrainer):
             self.network = devices.distribute(self.network, self.device)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         self.loss = self._build_loss()
-        self.autocast_dtype, self.grad_scaler = devices.precision(self.recipe.amp, self.device)
         self.was_initialized = True
         self.logger.update_config({"hparas": {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}})
 

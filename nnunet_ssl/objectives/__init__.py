@@ -8,7 +8,7 @@ is drawn and read (numpy, in the loader's workers), and how it is finished (torc
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -57,8 +57,9 @@ class Objective(Protocol):
         """What was drawn, with the boxes of `size` voxels that it needs."""
 
     @staticmethod
-    def collate(samples: Sequence[Any]) -> Any:
-        """Samples -> a batch of CPU tensors with ``to`` and ``pin_memory`` (``nnunet_ssl.views.OnDevice``)."""
+    def collate(samples: Iterable[Any], count: int | None = None) -> Any:
+        """Samples, `count` of them where they are no sequence -> a batch of CPU tensors with ``to`` and ``pin_memory``
+        (``nnunet_ssl.views.OnDevice``)."""
 
     @staticmethod
     def assemble(

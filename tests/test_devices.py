@@ -1,0 +1,53 @@
+"""What a network is changed for: a CPU in bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ssl.networks import FPN3dUNet
+from nnunet_ssl.nnunet import devices
+
+CPU = torch.device("cpu")
+
+
+def weight_gradients(conv: nn.Module, x: torch.Tensor, seed: torch.Tensor, half: bool) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        out = conv(x)
+    assert out.dtype == (torch.bfloat16 if half else torch.float32)
+    return torch.autograd.grad(out, conv.weight, seed.to(out.dtype))[0]
+
+
+@pytest.mark.parametrize("kernel", [3, 5, (3, 1, 1), (1, 3, 3)])
+@pytest.mark.parametrize("slices", [1, 2, 3, 4, 6])
+def test_weights_of_thin_levels_have_their_gradient(slices: int, kernel: int | tuple[int, ...]) -> None:
+    """The plain convolution's is what the memory held before, infinity among it, at 2 slices and a kernel of 3."""
+    torch.manual_seed(slices)
+    sides = (kernel,) * 3 if isinstance(kernel, int) else kernel
+    x, conv = torch.randn(2, 16, slices, 6, 6), nn.Conv3d(16, 16, sides, padding=tuple(k // 2 for k in sides))
+    seed = torch.randn(2, 16, slices, 6, 6)
+    expected = weight_gradients(conv, x, seed, half=False)
+    devices.suit(conv, CPU, torch.bfloat16)
+    for _ in range(3):
+        found = weight_gradients(conv, x, seed, half=True)
+        assert (found - expected).norm() < 0.02 * expected.norm()
+    torch.testing.assert_close(weight_gradients(conv, x, seed, half=False), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_names_and_values_stay() -> None:
+    network = FPN3dUNet(1, 2, base_channels=4, num_scales=3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert devices.suit(network, CPU, torch.bfloat16) is network
+    after = network.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        levels = network.levels(torch.rand(2, 1, 8, 8, 8))
+    assert all(level.is_contiguous(memory_format=torch.channels_last_3d) for level in levels)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", None), ("cuda", torch.bfloat16), ("cuda", torch.float16)])
+def test_nothing_changes_elsewhere(device: str, dtype: torch.dtype | None) -> None:
+    conv = nn.Conv3d(2, 2, 3)
+    devices.suit(conv, torch.device(device), dtype)
+    assert type(conv) is nn.Conv3d and conv.weight.is_contiguous()
