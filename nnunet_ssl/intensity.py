@@ -195,7 +195,8 @@ def augment(
     kinds = _kinds(channels, recipe)
     out = torch.empty_like(views)
     # one view after the other stays in the cache of a CPU, a GPU wants them all at once
-    parts = zip(views.chunk(len(views)), out.chunk(len(views)), strict=True) if views.device.type == "cpu" else [(views, out)]
+    number = len(views) if views.device.type == "cpu" else 1
+    parts = zip(views.chunk(number), out.chunk(number), strict=True)
     for view, changed in parts:
         for kind in sorted(set(kinds)):
             index = [i for i, found in enumerate(kinds) if found == kind]
