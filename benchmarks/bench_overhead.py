@@ -10,7 +10,6 @@ run: the first has what is paid once. Preprocessing is done before.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import common
 
 GRID = """
 [settings]
@@ -87,11 +88,14 @@ def run(grid: Path, draws: int, checkpoint: Path) -> tuple[int, float, float]:
 
 
 def main() -> None:
-    """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print what a run adds."""
+    parser = common.parser(__doc__, repeats=1)
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--preset", default="vox2vec")
+    parser.add_argument("--shape", type=int, nargs=3, default=[48, 160, 160], help="of the phantoms")
     args = parser.parse_args()
+    if args.quick:
+        args.jobs, args.preset, args.shape = 2, "tiny", [24, 48, 48]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("raw", "preprocessed", "results"):
@@ -100,7 +104,7 @@ def main() -> None:
         os.environ.update(nnUNet_def_n_proc="1", nnUNet_n_proc_DA="1")
         from nnunet_ssl.nnunet.phantom_dataset import write_dataset
 
-        write_dataset(folder / "raw" / "Dataset001_Phantom", 4, shape=(48, 160, 160), num_test=2)
+        write_dataset(folder / "raw" / "Dataset001_Phantom", 4, shape=args.shape, num_test=2)
         checkpoint = checkpoint_of(folder / "checkpoint_final.pth", args.preset)
         size = checkpoint.stat().st_size
         run(folder / "warm.toml", 1, checkpoint)  # plans, preprocesses
@@ -109,9 +113,12 @@ def main() -> None:
         more = run(folder / "grid.toml", 1 + args.jobs, checkpoint)
         single = run(folder / "grid.toml", 2 + args.jobs, checkpoint)  # everything is imported by now
     slope = [(many - once) / (more[0] - single[0]) for many, once in zip(more[1:], single[1:], strict=True)]
-    print(json.dumps({"checkpoint_megabytes": round(size / 1e6), "jobs": more[0],
-                      "first_run_wall_seconds": round(one[1], 2), "one_new_job_wall_seconds": round(single[1], 2),
-                      "wall_seconds_a_job": round(slope[0], 3), "cpu_seconds_a_job": round(slope[1], 3)}))  # fmt: skip
+    rows = [
+        {"what": "the first run", "wall_s": one[1], "cpu_s": one[2]},
+        {"what": "a run with one new job", "wall_s": single[1], "cpu_s": single[2]},
+        {"what": "a job more", "wall_s": slope[0], "cpu_s": slope[1]},
+    ]
+    common.report("What bench run adds to its trainings and predictions", rows, args, checkpoint_mb=round(size / 1e6))
 
 
 if __name__ == "__main__":

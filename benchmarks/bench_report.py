@@ -8,7 +8,6 @@ what it costs; wall seconds are longer where the machine is shared.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
@@ -17,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import common
 
 from nnunet_ssl.bench.grid import read_grid
 
@@ -60,13 +61,15 @@ def write_results(folder: Path, results: int, subjects: int, classes: int) -> tu
 
 
 def main() -> None:
-    """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print what it took."""
+    parser = common.parser(__doc__, repeats=1)
     parser.add_argument("--results", type=int, default=10_000)
     parser.add_argument("--subjects", type=int, default=20)
     parser.add_argument("--classes", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="where the time goes, by cProfile")
     args = parser.parse_args()
+    if args.quick:
+        args.results, args.subjects = 100, 3
     with tempfile.TemporaryDirectory() as folder:
         path, number = write_results(Path(folder), args.results, args.subjects, args.classes)
         size = path.with_name("grid.results.jsonl").stat().st_size
@@ -78,9 +81,9 @@ def main() -> None:
     if args.profile:
         print("\n".join(done.stdout.splitlines()[:40]))
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"results": number, "subjects": args.subjects, "classes": args.classes,
-                      "megabytes": round(size / 1e6, 1), "cpu_seconds": round(cpu, 2),
-                      "wall_seconds": round(wall, 2)}))  # fmt: skip
+    rows = [{"what": "CPU seconds", "found": round(cpu, 2)}, {"what": "wall seconds", "found": round(wall, 2)}]
+    common.report(f"bench report on {number:,} results of {args.subjects} subjects and {args.classes} classes", rows,
+                  args, megabytes=round(size / 1e6, 1))  # fmt: skip
 
 
 if __name__ == "__main__":
