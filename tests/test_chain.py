@@ -89,7 +89,7 @@ def test_each_command_names_the_next(chain: SimpleNamespace) -> None:
         "import": "nnunet_ssl plan -d 901",
         "plan": f"nnUNetv2_train 901 {CONFIGURATION} all -tr {PRETRAINER} -p {PLAN}",
         "pretrain": f"nnunet_ssl adapt -d LABELLED_DATASET_ID -w {chain.weights}",
-        "adapt": f"nnUNetv2_train 902 {CONFIGURATION} 0 -tr {OURS} -p {ADAPTED}",
+        "adapt": f"nnUNetv2_train 902 {CONFIGURATION} all -tr {OURS} -p {ADAPTED}",  # three cases make no five folds
         f"train {OURS}": "nnUNetv2_predict -d 902",
     }
     for title, command in expected.items():
