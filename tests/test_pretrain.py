@@ -199,18 +199,25 @@ def test_learning_rate() -> None:
     assert learning_rate(cosine, 30) == pytest.approx(0.0) and learning_rate(poly, 30) == 0.0
 
 
-def test_measure_uses_one_volume() -> None:
+def test_measure_looks_into_every_volume_by_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     valid = torch.rand(3, 700, generator=generator) < 0.9
     cases, points = ["x", "y", "x"], int(valid.sum())
     z = torch.nn.functional.normalize(torch.randn(points, 6, generator=generator), dim=1)
     other = z.clone()
     y = valid.nonzero()[:, 0] == 1
-    other[y] = z[y].roll(1, 0)  # wrong for volume y, which is not measured
+    other[y] = z[y].roll(1, 0)  # wrong for volume y, the other one of two
     found = measure(Embeddings(z, other, z, other), valid, cases, [2, 4])
-    assert found["retrieval_at_1"] == 1.0 and found["retrieval_chance"] == 1 / CANDIDATES
-    assert found["alignment"] == pytest.approx(0.0, abs=1e-6) and len(found["level_std"]) == 2
-    wrong = measure(Embeddings(z, z.roll(1, 0), z, other), valid, cases, [2, 4])
+    assert found["retrieval_at_1"] == pytest.approx(0.5, abs=0.01) and len(found["level_std"]) == 2
+    assert found["retrieval_chance"] == pytest.approx((1 / CANDIDATES + 1 / int(y.sum())) / 2)
+    first = [bool(case == "x") for case in cases]
+    alone = measure(Embeddings(*(v[~y] for v in (z, other, z, other))), valid[first], ["x", "x"], [2, 4])
+    assert alone["retrieval_at_1"] == 1.0 and alone["retrieval_chance"] == 1 / CANDIDATES
+    assert alone["alignment"] == pytest.approx(0.0, abs=1e-6)
+    one_point = torch.tensor([[True, True], [True, False]])
+    few = measure(Embeddings(*(v[:3] for v in (z, other, z, other))), one_point, ["x", "y"], [2, 4])
+    assert few["retrieval_chance"] == 0.5, "a volume with one point says nothing"
+    wrong = measure(Embeddings(z, z.roll(1, 0), z, z), valid, cases, [2, 4])
     assert wrong["retrieval_at_1"] < 0.01 and wrong["retrieval_at_1_raw"] == 1.0
 
 

@@ -19,12 +19,17 @@ Metrics = dict[str, Any]
 
 
 def measure(embeddings: Any, valid: Tensor, cases: Sequence[str], channels: Sequence[int]) -> Metrics:
-    """Signs of learning and of collapse on up to 1,024 points of one volume (that of the batch's first pair).
+    """Signs of learning and of collapse: on up to 1,024 points of each volume of the batch, then their mean.
 
     valid (B, N) tells which pair each of the M embeddings belongs to; cases: the volume of each pair. Numbers on
     projected vectors have plain names, those on raw voxel vectors end in ``_raw``.
     """
-    rows = _rows_of_first_volume(valid, cases)
+    rows = [_rows_of(volume, valid, cases) for volume in dict.fromkeys(cases)]
+    some = [own for own in rows if len(own) > 1] or rows[:1]  # a single point is always found
+    return average([_signs(embeddings, own, channels) for own in some])
+
+
+def _signs(embeddings: Any, rows: Tensor, channels: Sequence[int]) -> Metrics:
     z_a, z_b, raw_a, raw_b = (
         v[rows].detach().float() for v in (embeddings.z_a, embeddings.z_b, embeddings.raw_a, embeddings.raw_b)
     )
@@ -41,10 +46,10 @@ def measure(embeddings: Any, valid: Tensor, cases: Sequence[str], channels: Sequ
     }
 
 
-def _rows_of_first_volume(valid: Tensor, cases: Sequence[str]) -> Tensor:
-    """Up to CANDIDATES rows of the flat valid points, evenly spread over the pairs of the first pair's volume."""
+def _rows_of(volume: str, valid: Tensor, cases: Sequence[str]) -> Tensor:
+    """Up to CANDIDATES rows of the flat valid points, evenly spread over the pairs of a volume."""
     pair_of_row = valid.nonzero()[:, 0]
-    same = torch.tensor([case == cases[0] for case in cases], device=valid.device)
+    same = torch.tensor([case == volume for case in cases], device=valid.device)
     rows = same[pair_of_row].nonzero()[:, 0]
     if len(rows) > CANDIDATES:
         rows = rows[torch.linspace(0, len(rows) - 1, CANDIDATES, device=rows.device).round().long()]
