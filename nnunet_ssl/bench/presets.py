@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from nnunet_ssl.errors import UserError
+from nnunet_ssl.errors import UserError, did_you_mean
 
 FOLDER = "nnunet_ssl.bench.protocols"
 DEFAULT = "nnunet"
@@ -55,7 +54,6 @@ def load_preset(name: str) -> Preset:
     """By its name. UserError for an unknown one, with the nearest known."""
     known = preset_names()
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-        hint = f' Did you mean "{near[0]}"?' if near else ""
+        hint = did_you_mean(str(name), known, cutoff=0.4)
         raise UserError(f'There is no protocol of evaluation "{name}".{hint} There are: {", ".join(known)}.')
     return Preset(**json.loads((files(FOLDER) / f"{name}.json").read_text(encoding="utf-8")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from nnunet_ssl.bench.presets import DEFAULT, Preset, load_preset
 from nnunet_ssl.bench.task import load_task
-from nnunet_ssl.errors import UserError
+from nnunet_ssl.errors import UserError, did_you_mean
 
 TRAINERS = {
     "linear": "SSLLinearProbeTrainer",
@@ -127,8 +126,7 @@ def check_keys(row: Mapping[str, Any], known: Any, where: str) -> None:
     """UserError for a key that is not known, with the nearest one."""
     for key in row:
         if key not in known:
-            near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-            hint = f' Did you mean "{near[0]}"?' if near else ""
+            hint = did_you_mean(key, known)
             raise UserError(f'Unknown key "{key}" in {where}.{hint} Known: {", ".join(sorted(known))}.')
 
 

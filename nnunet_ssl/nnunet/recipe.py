@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from nnunet_ssl.errors import UserError
+from nnunet_ssl.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
@@ -57,9 +56,8 @@ def to_block(recipe: Any) -> dict[str, Any]:
 
 
 def _unknown(key: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f'Did you mean "{near[0]}"?' if near else ""
-    return f'Unknown key "{key}" in the plan\'s ssl block. {hint} Known keys: {", ".join(sorted(names))}.'
+    hint = did_you_mean(key, names)
+    return f'Unknown key "{key}" in the plan\'s ssl block.{hint} Known keys: {", ".join(sorted(names))}.'
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl import objectives
-from nnunet_ssl.errors import UserError
+from nnunet_ssl.errors import UserError, did_you_mean
 from nnunet_ssl.nnunet.datasets import load_json
 from nnunet_ssl.nnunet.recipe import parse, to_block
 
@@ -74,9 +73,8 @@ def check_keys(changes: Mapping[str, Any], configuration: Mapping[str, Any], whe
         if key in ("inherits_from", "data_identifier"):
             raise UserError(f"{key} of {where} is decided by nnunet_ssl and cannot be set.")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            near = [f"ssl.{key}"] if key in configuration.get("ssl", {}) else near
-            hint = f' Did you mean "{near[0]}"?' if near else ""
+            of_ssl = key in configuration.get("ssl", {})
+            hint = f' Did you mean "ssl.{key}"?' if of_ssl else did_you_mean(key, known)
             raise UserError(
                 f'"{key}" is no setting of {where}.{hint} Known: {", ".join(known)}; settings of the pretraining start '
                 "with ssl. (ssl.temperature)."
