@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from nnunet_ssl.errors import UserError, did_you_mean
+from nnunet_ssl.nnunet.files import read_shipped, shipped
 
 FOLDER = "nnunet_ssl.bench.protocols"
 DEFAULT = "nnunet"
@@ -46,7 +45,7 @@ def grid_name(spacing_mm: Sequence[float]) -> str:
 
 def preset_names() -> list[str]:
     """All protocols of evaluation."""
-    return sorted(path.name[:-5] for path in files(FOLDER).iterdir() if path.name.endswith(".json"))
+    return shipped(FOLDER)
 
 
 @cache
@@ -56,4 +55,4 @@ def load_preset(name: str) -> Preset:
     if name not in known:
         hint = did_you_mean(str(name), known, cutoff=0.4)
         raise UserError(f'There is no protocol of evaluation "{name}".{hint} There are: {", ".join(known)}.')
-    return Preset(**json.loads((files(FOLDER) / f"{name}.json").read_text(encoding="utf-8")))
+    return Preset(**read_shipped(FOLDER, name))

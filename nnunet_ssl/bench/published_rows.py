@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from nnunet_ssl.bench.grid import Grid
 from nnunet_ssl.bench.presets import load_preset, preset_names
 from nnunet_ssl.bench.task import load_task
+from nnunet_ssl.nnunet.files import read_shipped, shipped
 
 FOLDER = "nnunet_ssl.bench.published"
 HEADINGS = ("published", "N", "Dice", "minus its own scratch", "trainable")
@@ -57,8 +56,7 @@ class Published:
 
 def all_published() -> list[Published]:
     """Every JSON of ``bench/published``."""
-    found = sorted((path for path in files(FOLDER).iterdir() if path.name.endswith(".json")), key=lambda p: p.name)
-    return [Published(**json.loads(path.read_text(encoding="utf-8"))) for path in found]
+    return [Published(**read_shipped(FOLDER, name)) for name in shipped(FOLDER)]
 
 
 def published_for(grid: Grid) -> list[Published]:

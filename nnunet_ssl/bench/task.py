@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from typing import Any
 
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.files import read_shipped, shipped
+
+FOLDER = "nnunet_ssl.bench.tasks"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _expanded(part: str) -> list[str]:
 
 def task_names() -> list[str]:
     """Names of all datasets of the benchmark."""
-    return sorted(path.name[:-5] for path in files("nnunet_ssl.bench.tasks").iterdir() if path.name.endswith(".json"))
+    return shipped(FOLDER)
 
 
 def load_task(name: str) -> Task:
@@ -83,8 +84,7 @@ def load_task(name: str) -> Task:
         near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.4)
         hint = f' Did you mean "{known[near[0]]}"?' if near else ""
         raise UserError(f'There is no task "{name}".{hint} There are: {", ".join(known.values())}.')
-    content = json.loads((files("nnunet_ssl.bench.tasks") / f"{found}.json").read_text(encoding="utf-8"))
-    return Task(**content)
+    return Task(**read_shipped(FOLDER, found))
 
 
 def table() -> list[str]:

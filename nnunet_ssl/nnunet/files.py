@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, then moved over it."""
+"""Files that are either whole or absent: written beside their place, then moved over it; and those of the package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+def shipped(package: str) -> list[str]:
+    """Names of the JSON files that lie in a package, without their ending."""
+    return sorted(path.name[:-5] for path in files(package).iterdir() if path.name.endswith(".json"))
+
+
+def read_shipped(package: str, name: str) -> dict[str, Any]:
+    """The content of one of them."""
+    content: dict[str, Any] = json.loads((files(package) / f"{name}.json").read_text(encoding="utf-8"))
+    return content
 
 
 def check_writable(folder: Path, variable: str) -> None:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from importlib.resources import files
 from typing import Any
 
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.files import read_shipped, shipped
 from nnunet_ssl.nnunet.memory import total_stride
 from nnunet_ssl.nnunet.settings import merge, recipe_class
 
+FOLDER = "nnunet_ssl.plans"
 MOST_PAIRS = 16  # where nnU-Net's planner chose the batch: small 2d patches would come by the hundred
 
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package: the JSON files of ``nnunet_ssl.plans``."""
-    return sorted(path.name[:-5] for path in files("nnunet_ssl.plans").iterdir() if path.name.endswith(".json"))
+    return shipped(FOLDER)
 
 
 def load_preset(name: str) -> dict[str, Any]:
     """A preset's values. UserError for an unknown name."""
     if name not in preset_names():
         raise UserError(f'No preset "{name}". There are: {", ".join(preset_names())}.')
-    content: dict[str, Any] = json.loads((files("nnunet_ssl.plans") / f"{name}.json").read_text(encoding="utf-8"))
-    return content
+    return read_shipped(FOLDER, name)
 
 
 def preset_block(name: str, configuration: str) -> dict[str, Any]:
