@@ -20,7 +20,7 @@ from nnunet_ssl.bench.results import read_results
 from nnunet_ssl.bench.runner import Runner
 from nnunet_ssl.cli.main import main
 from nnunet_ssl.errors import UserError
-from nnunet_ssl.nnunet.folds import validation_cases
+from nnunet_ssl.nnunet.splits import validation_cases
 from nnunet_ssl.nnunet.volumes import Unusable, content_hash
 from tests.plan_datasets import folders
 from tests.test_bench import GRID, bench, write_grid

@@ -21,7 +21,7 @@ from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.checkpoints import volume_hashes
 from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
 from nnunet_ssl.nnunet.files import write_json
-from nnunet_ssl.nnunet.folds import validation_cases
+from nnunet_ssl.nnunet.splits import validation_cases
 from nnunet_ssl.nnunet.volumes import Unusable, content_hash, read_volumes
 
 MOST_NAMED = 10  # cases in a message; the row has them all

@@ -26,9 +26,9 @@ from nnunet_ssl.nnunet.files import write_json
 from nnunet_ssl.nnunet.import_report import REPORT
 from nnunet_ssl.nnunet.placing import place_of
 from nnunet_ssl.nnunet.pool import run_all
+from nnunet_ssl.nnunet.splits import SPLITS
 
 ENDING = ".nii.gz"
-SPLITS = "splits_final.json"
 MOST_PROBLEMS = 40  # that are printed
 
 

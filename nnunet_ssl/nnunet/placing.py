@@ -11,10 +11,11 @@ from pathlib import Path
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import MASKS, environment_folder
 from nnunet_ssl.nnunet.moving import built_beside, put_back
+from nnunet_ssl.nnunet.splits import SPLITS
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # beside the folders of cases
-COMPUTED = (MASKS, "gt_segmentations", "splits_final.json", "dataset_fingerprint.json")
+COMPUTED = (MASKS, "gt_segmentations", SPLITS, "dataset_fingerprint.json")
 CASE_ENDINGS = (".b2nd", ".pkl", ".npz", ".npy")
 
 
