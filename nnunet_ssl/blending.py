@@ -5,6 +5,7 @@ Letters: B images, C channels, *S grid, V voxels of it, N points, K voxels a poi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,14 @@ class _Blend(torch.autograd.Function):
             part = gradient if weights is None else gradient.to(wide) * weights[:, None, :, k].to(wide)
             _add(total, voxels[..., k], part.to(total.dtype), ctx.last)
         return total.to(ctx.dtype), None, None
+
+
+def ravel(voxels: Tensor, size: Sequence[int]) -> Tensor:
+    """Integer voxels (..., D) inside a grid of D sizes -> their numbers (...) in the flattened grid."""
+    flat = torch.zeros_like(voxels[..., 0])
+    for axis, n in enumerate(size):
+        flat = flat * n + voxels[..., axis]
+    return flat
 
 
 def _take(flat: Tensor, voxels: Tensor, last: bool) -> Tensor:

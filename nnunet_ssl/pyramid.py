@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_ssl.blending import blend
+from nnunet_ssl.blending import blend, ravel
 
 Change = Callable[[Tensor], Tensor]
 Places = tuple[Tensor, Tensor | None]  # numbers of voxels in the flattened grid, and their weights (None: one)
@@ -66,14 +66,6 @@ def _check(levels: Sequence[Tensor], strides: Sequence[Sequence[int]], coords: T
         raise ValueError(f"coords {tuple(coords.shape)} do not fit levels {shapes} with strides {list(strides)}")
 
 
-def _flat(voxel: Tensor, size: Sequence[int]) -> Tensor:
-    """Integer voxels (..., D) of a grid -> their numbers (...) in the flattened grid."""
-    flat = torch.zeros_like(voxel[..., 0])
-    for axis, n in enumerate(size):
-        flat = flat * n + voxel[..., axis]
-    return flat
-
-
 def _last_voxel(level: Tensor) -> Tensor:
     return torch.tensor(level.shape[2:], device=level.device) - 1
 
@@ -81,7 +73,7 @@ def _last_voxel(level: Tensor) -> Tensor:
 def _nearest(level: Tensor, coords: Tensor, stride: Sequence[int]) -> Places:
     """(B, N, 1) number of the voxel of a level that contains each point."""
     index = torch.floor((coords + 0.5) / coords.new_tensor(stride)).long()
-    return _flat(index.clamp_min(0).minimum(_last_voxel(level)), level.shape[2:])[..., None], None
+    return ravel(index.clamp_min(0).minimum(_last_voxel(level)), level.shape[2:])[..., None], None
 
 
 def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], outside: str) -> Places:
@@ -101,7 +93,7 @@ def _linear(level: Tensor, coords: Tensor, stride: Sequence[int], outside: str) 
         weight = torch.where(high, weight_high, 1 - weight_high).prod(-1)
         voxel = low + high.long()
         inside = torch.minimum(voxel, last).clamp_min(0)
-        voxels.append(_flat(inside, level.shape[2:]))
+        voxels.append(ravel(inside, level.shape[2:]))
         weights.append(weight * (voxel == inside).all(-1) if zeros else weight)
     return torch.stack(voxels, -1), torch.stack(weights, -1)
 

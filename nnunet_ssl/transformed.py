@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl import elastic
+from nnunet_ssl.blending import ravel
 from nnunet_ssl.phi import Sample, knots
 from nnunet_ssl.stacking import stack_boxes
 from nnunet_ssl.views import OnDevice, ViewPair
@@ -84,9 +85,9 @@ def visible(batch: PhiBatch, in_a: Tensor, in_box: Tensor, patch: Sequence[int])
     inside = ((in_a >= -TOLERANCE) & (in_a <= last)).all(-1)
     low, high = (batch.bounds[:, i].view(-1, *[1] * len(patch), len(patch)) for i in (0, 1))
     inside &= ((in_box >= low - TOLERANCE) & (in_box <= high + TOLERANCE)).all(-1)
-    flat = torch.zeros_like(in_box[..., 0], dtype=torch.long)
-    for axis, size in enumerate(batch.mask.shape[1:]):
-        flat = flat * size + in_box[..., axis].round().long().clamp(0, size - 1)
+    size = batch.mask.shape[1:]
+    nearest = in_box.round().long().clamp_min(0).minimum(torch.tensor(size, device=in_box.device) - 1)
+    flat = ravel(nearest, size)
     return inside & batch.mask.flatten(1).gather(1, flat.flatten(1)).view(flat.shape)
 
 

@@ -41,7 +41,7 @@ class Widening(nn.Sequential):
             wide_mean = functional.linear(mean, weight, bias)
 
         def change(vectors: Tensor) -> Tensor:
-            wide = functional.linear(vectors, conv.weight.flatten(1), conv.bias).to(scale.dtype)
+            wide = functional.linear(vectors, weight, bias).to(scale.dtype)
             return cast(Tensor, self[2]((wide - wide_mean[:, None]) * scale[:, None] + norm.bias))
 
         return change
