@@ -88,7 +88,11 @@ class Grid:
     @property
     def results(self) -> Path:
         """Where the results go: beside the file, one line a finished or failed job."""
-        return self.path.with_name(f"{self.path.stem}.results.jsonl")
+        return self.beside(".results.jsonl")
+
+    def beside(self, ending: str) -> Path:
+        """A file or folder beside the grid's, with its name and another ending."""
+        return self.path.with_name(f"{self.path.stem}{ending}")
 
     def jobs(self) -> Iterator[Job]:
         """Every job, the cheap ones of each dataset first. A scratch arm that a twin has already is left out."""

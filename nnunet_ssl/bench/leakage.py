@@ -46,7 +46,7 @@ class Guard:
     """Checks jobs; every checkpoint is read once, every image hashed once (``<grid>.hashes.json`` beside the grid)."""
 
     def __init__(self, grid: Grid) -> None:
-        self.cache = Cache(grid.path.with_name(f"{grid.path.stem}.hashes.json"))
+        self.cache = Cache(grid.beside(".hashes.json"))
         self._seen: dict[str, dict[str, str]] = {}
         self._found: dict[tuple[Any, ...], Finding] = {}
 

@@ -160,7 +160,7 @@ def write_report(grid: Grid, output: str | Path | None = None) -> Path:
     arms = arms_of(grid)
     if not any(arm.rows for arm in arms):
         raise UserError(f"{grid.results} has no finished job. Run `nnunet_ssl bench run {grid.path}` first.")
-    folder = Path(output) if output else grid.path.with_name(f"{grid.path.stem}_report")
+    folder = Path(output) if output else grid.beside("_report")
     means = means_of(arms)
     rows, targets, published = [*table_rows(arms), *means], target_rows(arms), published_for(grid)
     write_text(folder / "arms.csv", as_csv(rows))

@@ -49,12 +49,17 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def latest(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The last row of every job, by the JSON of its key."""
-    return {json.dumps(row["job"], sort_keys=True): row for row in rows}
+    return {key_of_row(row): row for row in rows}
+
+
+def key_of_row(row: Mapping[str, Any]) -> str:
+    """What tells the row's job apart, as text."""
+    return json.dumps(row["job"], sort_keys=True)
 
 
 def key_of(job: Job) -> str:
-    """As ``latest`` has it."""
-    return json.dumps(job.key, sort_keys=True)
+    """The same of a job that may have no row yet."""
+    return key_of_row({"job": job.key})
 
 
 @dataclass

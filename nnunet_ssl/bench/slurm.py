@@ -19,7 +19,7 @@ from typing import Any
 from nnunet_ssl.bench.commands import Run, run_command
 from nnunet_ssl.bench.grid import Grid, Job
 from nnunet_ssl.bench.leakage import Finding, Recorded
-from nnunet_ssl.bench.results import add_row, key_of, read_results
+from nnunet_ssl.bench.results import add_row, key_of, key_of_row, read_results
 from nnunet_ssl.bench.runner import Runner
 from nnunet_ssl.bench.specs import made, require
 from nnunet_ssl.errors import UserError
@@ -111,7 +111,7 @@ class Ledger:
     """Which Slurm job has which job of the grid: ``<grid>.slurm.json``, beside the results."""
 
     def __init__(self, grid: Grid) -> None:
-        self.path = grid.path.with_name(f"{grid.path.stem}.slurm.json")
+        self.path = grid.beside(".slurm.json")
         self.jobs: dict[str, str] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def add(self, submitted: Mapping[str, str]) -> None:
@@ -167,7 +167,7 @@ def _executor(grid: Grid, options: SlurmOptions, cluster: str) -> Any:
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("There is no sbatch here: --slurm is for a machine that submits to Slurm. Leave it out.")
     executor = submitit.AutoExecutor(
-        folder=grid.path.with_name(f"{grid.path.stem}.slurm"), cluster=cluster,
+        folder=grid.beside(".slurm"), cluster=cluster,
         **({"slurm_max_num_timeout": options.max_requeues} if cluster == "slurm" else {}),
     )  # fmt: skip
     try:
@@ -185,7 +185,7 @@ def _wait(
     gone: dict[str, int] = {}
     while True:
         for row in read_results(grid.results)[seen:]:
-            key = json.dumps(row["job"], sort_keys=True)
+            key = key_of_row(row)
             if key in ids and key not in rows:
                 rows[key] = row
                 print(f"{jobs[key]}: {row['status']} after {row['seconds']:.0f} s {row.get('error', '')}", flush=True)
@@ -204,7 +204,7 @@ def _wait(
 
 
 def _lost(job: Job, slurm_id: str, grid: Grid) -> dict[str, Any]:
-    where = grid.path.with_name(f"{grid.path.stem}.slurm")
+    where = grid.beside(".slurm")
     return {"job": job.key, "settings": dict(job.settings), "status": "failed", "seconds": 0.0,
             "log": str(where / f"{slurm_id}_0_log.err"),
             "error": f"Slurm's job {slurm_id} ended without a result (memory, time, a lost node or scancel); see "

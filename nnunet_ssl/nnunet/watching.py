@@ -24,7 +24,8 @@ def measure(embeddings: Any, valid: Tensor, cases: Sequence[str], channels: Sequ
     valid (B, N) tells which pair each of the M embeddings belongs to; cases: the volume of each pair. Numbers on
     projected vectors have plain names, those on raw voxel vectors end in ``_raw``.
     """
-    rows = [_rows_of(volume, valid, cases) for volume in dict.fromkeys(cases)]
+    pair_of_row = valid.nonzero()[:, 0]
+    rows = [_rows_of(volume, pair_of_row, cases) for volume in dict.fromkeys(cases)]
     some = [own for own in rows if len(own) > 1] or rows[:1]  # a single point is always found
     return average([_signs(embeddings, own, channels) for own in some])
 
@@ -46,10 +47,9 @@ def _signs(embeddings: Any, rows: Tensor, channels: Sequence[int]) -> Metrics:
     }
 
 
-def _rows_of(volume: str, valid: Tensor, cases: Sequence[str]) -> Tensor:
+def _rows_of(volume: str, pair_of_row: Tensor, cases: Sequence[str]) -> Tensor:
     """Up to CANDIDATES rows of the flat valid points, evenly spread over the pairs of a volume."""
-    pair_of_row = valid.nonzero()[:, 0]
-    same = torch.tensor([case == volume for case in cases], device=valid.device)
+    same = torch.tensor([case == volume for case in cases], device=pair_of_row.device)
     rows = same[pair_of_row].nonzero()[:, 0]
     if len(rows) > CANDIDATES:
         rows = rows[torch.linspace(0, len(rows) - 1, CANDIDATES, device=rows.device).round().long()]

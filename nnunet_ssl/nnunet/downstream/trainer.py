@@ -28,7 +28,7 @@ from nnunet_ssl.nnunet.downstream.schedule import StagedSchedule, build_optimize
 from nnunet_ssl.nnunet.downstream.settings import read_recipe, resolve
 from nnunet_ssl.nnunet.masks import mask_maker
 from nnunet_ssl.nnunet.recipe import ssl_block
-from nnunet_ssl.nnunet.splits import stock_split
+from nnunet_ssl.nnunet.splits import Split, stock_split
 from nnunet_ssl.nnunet.stopping import show_user_errors_plainly
 
 NAMES = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
@@ -121,9 +121,12 @@ class DownstreamTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         if self.draws_unlabelled:
             return self.unlabelled_cases(), self.unlabelled_cases()
-        train, validation = stock_split(self.fold, super().do_split)
+        train, validation = self._stock_split()
         chosen = self._labelled(train)
         return chosen, (chosen if self.fold == "all" else validation)
+
+    def _stock_split(self) -> Split:
+        return stock_split(self.fold, super().do_split)
 
     def _labelled(self, train: list[str]) -> list[str]:
         groups = case_groups(self.preprocessed_dataset_folder_base, self.dataset_json)
@@ -131,7 +134,7 @@ class DownstreamTrainer(nnUNetTrainer):
 
     def unlabelled_cases(self) -> list[str]:
         """The fold's training cases that ``ssl.labelled`` leaves out."""
-        train, _ = stock_split(self.fold, super().do_split)
+        train, _ = self._stock_split()
         return sorted(set(train) - set(self._labelled(train)))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
