@@ -10,7 +10,10 @@ import argparse
 import gc
 import json
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +101,27 @@ def make_ct(shape: Sequence[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray
     index = np.ix_(*[np.rint(g).astype(int) for g in grid])
     hu = np.clip(image, -1350, 1000)[index] + rng.normal(0, 15, tuple(shape))
     return (((np.clip(hu, -1350, 1000) + 1350) / 2350).astype(np.float32), solid[index])
+
+
+def open_case(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray]:
+    """What ``store`` wrote, read whole as the published code does: (z, y, x) image in HU and its body (bool)."""
+    from nnunet_ssl.nnunet.b2nd import open_b2nd
+
+    image = np.asarray(open_b2nd(folder / f"{case}.b2nd")[0]) * 2350.0 - 1350.0
+    return image, np.asarray(open_b2nd(folder / f"{case}_seg.b2nd")[0]) > 0
+
+
+def in_fresh_process(script: str, arguments: Sequence[str]) -> Any:
+    """The JSON that a script prints, run with these arguments."""
+    run = subprocess.run([sys.executable, script, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         encoding="utf-8", check=True)  # fmt: skip
+    return json.loads(run.stdout)
+
+
+def peak_bytes() -> int:
+    """The largest memory that this process has held."""
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def store(folder: Path, case: str, image: np.ndarray, body: np.ndarray, patch: Sequence[int]) -> None:

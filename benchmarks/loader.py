@@ -17,7 +17,6 @@ import published
 import torch
 
 from nnunet_ssl.intensity import ChannelUnits, augment
-from nnunet_ssl.nnunet.b2nd import open_b2nd
 from nnunet_ssl.nnunet.loader import PairDataset
 from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.views import assemble
@@ -38,8 +37,7 @@ class Case:
 
     def published(self) -> None:
         self.turn += 1
-        image = np.asarray(open_b2nd(self.folder / f"{self.name}.b2nd")[0]) * 2350.0 - 1350.0
-        body = np.asarray(open_b2nd(self.folder / f"{self.name}_seg.b2nd")[0]) > 0
+        image, body = common.open_case(self.folder, self.name)
         published.batch(image, body, self.patch, self.pairs, np.random.default_rng(self.turn))
 
     def raw(self) -> object:

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 
 import common
@@ -33,8 +30,7 @@ def peak_bytes(device: str) -> int:
     """Most memory held so far."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return common.peak_bytes()
 
 
 def measure(name: str, pairs: int, width: int, device: str) -> dict[str, float | str]:
@@ -74,9 +70,7 @@ def main() -> None:
     size = ["--pairs", str(args.pairs), "--width", str(args.width), "--device", args.device]
     results: list[dict[str, float | str]] = []
     for name in names:
-        command = [sys.executable, __file__, "--here", "--only", name, *size]
-        run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", check=True)
-        results.append(json.loads(run.stdout))
+        results.append(common.in_fresh_process(__file__, ["--here", "--only", name, *size]))
     if args.json:
         print(json.dumps(results))
         return

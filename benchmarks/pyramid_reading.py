@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 import common
@@ -57,15 +54,8 @@ def make_run(way: str, args: argparse.Namespace, patches: int) -> Callable[[], N
 
 def memory(way: str, args: argparse.Namespace) -> float:
     """MiB, by this script in another process."""
-    command = [sys.executable, __file__, "--here", way, "--patches", str(args.patches), "--voxels", str(args.voxels)]
-    command += ["--quick"] if args.quick else []
-    run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8", check=True)
-    return float(json.loads(run.stdout))
-
-
-def peak_mib() -> float:
-    # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    arguments = ["--here", way, "--patches", str(args.patches), "--voxels", str(args.voxels)]
+    return float(common.in_fresh_process(__file__, [*arguments, *(["--quick"] if args.quick else [])]))
 
 
 def main() -> None:
@@ -78,9 +68,9 @@ def main() -> None:
     if args.quick:
         args.patches, args.voxels, args.repeats = 4, 32, 1
     if args.here:
-        run, before = make_run(args.here, args, args.patches), peak_mib()
+        run, before = make_run(args.here, args, args.patches), common.peak_bytes()
         run()
-        print(json.dumps(peak_mib() - before))
+        print(json.dumps((common.peak_bytes() - before) / 2**20))
         return
     seconds = common.interleave({way: make_run(way, args, args.patches) for way in WAYS}, args.repeats)
     rows = common.timed_rows(seconds, WAYS[0])

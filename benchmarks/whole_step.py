@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from nnunet_ssl.intensity import augment
 from nnunet_ssl.networks import FPN3dUNet
 from nnunet_ssl.nnunet import devices
-from nnunet_ssl.nnunet.b2nd import open_b2nd
 from nnunet_ssl.nnunet.network import PretrainNetwork
 from nnunet_ssl.objectives.vox2vec import Recipe
 from nnunet_ssl.step import step
@@ -42,8 +41,7 @@ def published_step(case: Case, base: int, scales: int) -> Callable[[], float]:
 
     def run() -> float:
         case.turn += 1
-        image = np.asarray(open_b2nd(case.folder / f"{case.name}.b2nd")[0]) * 2350.0 - 1350.0
-        body = np.asarray(open_b2nd(case.folder / f"{case.name}_seg.b2nd")[0]) > 0
+        image, body = common.open_case(case.folder, case.name)
         a, b, in_a, in_b = published.batch(image, body, case.patch, case.pairs, np.random.default_rng(case.turn))
         z = [network.projector(published.read(network.levels(x), v)) for x, v in ((a, in_a), (b, in_b))]
         loss = published.info_nce(*(F.normalize(part, dim=-1) for part in z))

@@ -10,8 +10,6 @@ pages of mapped files count in the peak; the latter belong to the page cache, wh
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -56,9 +54,7 @@ class Measured(Dataset):
         return batch, memory("VmHWM") - self.start, memory("RssFile") - self.files, memory("RssAnon")
 
     def published(self, turn: int) -> object:
-        folder, case = Path(self.data.folder), self.data.cases[0]
-        image = np.asarray(open_b2nd(folder / f"{case}.b2nd")[0]) * 2350.0 - 1350.0
-        body = np.asarray(open_b2nd(folder / f"{case}_seg.b2nd")[0]) > 0
+        image, body = common.open_case(Path(self.data.folder), self.data.cases[0])
         pairs = len(self.data.pairs)
         return published.batch(image, body, self.data.patch, pairs, np.random.default_rng(turn))
 
@@ -101,10 +97,8 @@ def main() -> None:
             for ending in (".b2nd", "_seg.b2nd"):
                 Path(folder, f"case_{i}{ending}").symlink_to(Path(folder, f"case_0{ending}"))
         for way in WAYS:
-            command = [sys.executable, __file__, "--here", way, folder, "--cases", str(args.cases)]
-            command += ["--pairs", str(args.pairs), *(["--quick"] if args.quick else [])]
-            run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(json.loads(run.stdout))
+            arguments = ["--here", way, folder, "--cases", str(args.cases), "--pairs", str(args.pairs)]
+            rows.append(common.in_fresh_process(__file__, [*arguments, *(["--quick"] if args.quick else [])]))
     shape = (args.slices, *plane)
     common.report(f"Memory of a worker for {args.pairs} pairs", rows, args, volume=shape, patch=patch)
 
