@@ -18,13 +18,14 @@ import SimpleITK as sitk
 
 from nnunet_ssl.bench.estimates import estimate
 from nnunet_ssl.bench.grid import read_grid
-from nnunet_ssl.bench.preparing import prepare
+from nnunet_ssl.bench.preparing import prepare, require_possible
 from nnunet_ssl.bench.report import arms_of, write_report
 from nnunet_ssl.bench.results import folders_of, key_of, latest, read_results
 from nnunet_ssl.bench.runner import Runner
 from nnunet_ssl.bench.tables import table_rows
 from nnunet_ssl.cli.main import main
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.datasets import load_json, training_files
 from nnunet_ssl.nnunet.scoring import classes_of, dice, score_folder, surface_dice
 from tests.plan_datasets import folders, raw_dataset, write_checkpoint
 
@@ -361,7 +362,7 @@ def test_a_dry_run_says_what_would_happen(bench: SimpleNamespace, capsys: pytest
 
 @pytest.mark.parametrize("old, new, words", [
     ('checkpoint = "', 'checkpoint = "/gone', "The checkpoint /gone.* is not there"),
-    ("labelled = [1]", "labelled = [1, 99]", "asks for 99 labelled cases of dataset 4, which has [0-9]"),
+    ("labelled = [1]", "labelled = [1, 99]", "asks for 99 labelled cases of dataset 4, fold 0, which has [0-9]"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_said_before_anything_runs(
     bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], old: str, new: str, words: str
@@ -372,6 +373,21 @@ def test_what_cannot_be_run_is_said_before_anything_runs(
     for more in (["--dry-run"], []):
         assert main(["bench", "run", str(bench.path), *more]) == 1
         assert re.search(words, capsys.readouterr().err)
+
+
+def test_more_subjects_than_a_fold_can_choose_from_are_refused(bench: SimpleNamespace) -> None:
+    """Counted are subjects of the training part: two cases of one subject are one, validation cases none."""
+    jobs = [job for job in bench.grid.jobs() if job.labelled == 1]
+    raw = folders_of(jobs[0]).raw
+    content = load_json(raw / "dataset.json")
+    cases = sorted(training_files(raw, content))
+    split = [{"train": cases[:-1], "val": cases[-1:]}]
+    (bench.folders / "preprocessed" / raw.name / "splits_final.json").write_text(json.dumps(split))
+    for subjects, most, what in ((None, len(cases) - 1, "cases"), (dict.fromkeys(cases, "one"), 1, "subjects")):
+        (raw / "dataset.json").write_text(json.dumps({**content, **({"subjects": subjects} if subjects else {})}))
+        require_possible([replace(job, labelled=most) for job in jobs])
+        with pytest.raises(UserError, match=f"{most + 1} labelled {what} of dataset 4, fold 0, which has {most}"):
+            require_possible([replace(job, labelled=most + 1) for job in jobs])
 
 
 def test_time_and_disk_are_those_of_jobs_alike(bench: SimpleNamespace) -> None:

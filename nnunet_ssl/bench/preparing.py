@@ -10,21 +10,39 @@ from typing import Any
 from nnunet_ssl.bench.checkpoints import forget, read_once
 from nnunet_ssl.bench.grid import Job
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.splits import validation_cases
 
 
 def require_possible(jobs: Sequence[Job]) -> None:
-    """UserError for a checkpoint that is not there, and for more labelled cases than a dataset has."""
-    from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
-
+    """UserError for a checkpoint that is not there, and for more labelled cases than a fold has to choose from."""
     for path in dict.fromkeys(job.pretraining.path for job in jobs):
         if not Path(path).is_file():
             raise UserError(f"The checkpoint {path} is not there. Correct its path in the grid.")
-    for number in dict.fromkeys(job.dataset.id for job in jobs):
-        folder = environment_folder("nnUNet_raw") / dataset_name(number)
-        most = len(training_files(folder, load_json(folder / "dataset.json")))
-        asked = max((job.labelled for job in jobs if job.dataset.id == number and job.labelled != "all"), default=0)
+    wanted: dict[tuple[int, int | str], int] = {}
+    for job in jobs:
+        place = (job.dataset.id, job.fold)
+        wanted[place] = max(wanted.get(place, 0), 0 if job.labelled == "all" else int(job.labelled))
+    for (number, fold), asked in wanted.items():
+        most, what = _choosable(number, fold)
         if asked > most:
-            raise UserError(f"The grid asks for {asked} labelled cases of dataset {number}, which has {most}.")
+            raise UserError(
+                f"The grid asks for {asked} labelled {what} of dataset {number}, fold {fold}, which has {most}."
+            )
+
+
+def _choosable(number: int, fold: int | str) -> tuple[int, str]:
+    """How many cases of a fold's training part ``ssl.labelled`` can choose from, and what it counts."""
+    from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
+    from nnunet_ssl.nnunet.downstream.sampling import case_subjects
+
+    name = dataset_name(number)
+    raw = environment_folder("nnUNet_raw") / name
+    content = load_json(raw / "dataset.json")
+    cases = set(training_files(raw, content))
+    if fold != "all":
+        cases -= set(validation_cases([environment_folder("nnUNet_preprocessed") / name, raw], sorted(cases), fold))
+    subjects = case_subjects(content)
+    return len({subjects.get(case, case) for case in cases}), "subjects" if subjects else "cases"
 
 
 def prepare(jobs: Sequence[Job]) -> None:
