@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -51,3 +53,41 @@ def test_nothing_changes_elsewhere(device: str, dtype: torch.dtype | None) -> No
     conv = nn.Conv3d(2, 2, 3)
     devices.suit(conv, torch.device(device), dtype)
     assert type(conv) is nn.Conv3d and conv.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_network_that_computes_in_bfloat16_answers_in_float32(deep: bool) -> None:
+    """Near float32's answers, and not them; its copies do the same; names and values stay."""
+    torch.manual_seed(0)
+    network: nn.Module = Levels() if deep else nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 4, 3))
+    x, before = torch.rand(2, 1, 8, 8, 8), {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        exact = network(x)
+        half, copied = devices.in_bfloat16(network)(x), deepcopy(network)(x)
+    assert isinstance(half, list) == deep and type(network).__name__ in ("Levels", "Sequential")
+    for found, again, wanted in zip(*([value] if not deep else value for value in (half, copied, exact)), strict=True):
+        assert found.dtype == torch.float32 and torch.equal(found, again) and not torch.equal(found, wanted)
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+    after = network.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_flat_network_computes_in_bfloat16() -> None:
+    network, x = nn.Conv2d(2, 3, 3), torch.rand(1, 2, 8, 8)
+    exact = network(x)
+    half = devices.in_bfloat16(network)(x)
+    assert half.dtype == torch.float32 and 0 < (half - exact).norm() < 0.02 * exact.norm()
+
+
+class Levels(nn.Module):
+    """Two answers, as with deep supervision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv3d(1, 4, 3), nn.Conv3d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 1, *S) -> two levels."""
+        first = self.one(x)
+        return [first, self.two(first)]

@@ -76,6 +76,7 @@ def test_every_trainer_file_holds_its_trainer():
         ({"mirror_axes": [1], "protocol": "vox2vec"}, ["mirror_axes", "vox2vec"]),
         ({"freeze_fraction": 1.5}, ["freeze_fraction"]),
         ({"freeze_fraction": 0.8, "ramp_fraction": 0.3}, ["ramp_fraction"]),
+        ({"amp": "fp16"}, ["amp", "auto", "bf16"]),
         ({"num_epochs": 0}, ["num_epochs"]),
         ({"initial_lr": 0}, ["initial_lr"]),
         ({"pretrained": {"sha256": "x"}}, ["pretrained", "path"]),
@@ -675,6 +676,36 @@ def test_network_is_rebuilt_from_the_plan(name, network, ndim, tmp_path, monkeyp
     output = built.eval()(x)
     assert output.shape == (1, 3, *dataset.patch)
     assert torch.allclose(output, trainer.network.eval()(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["stock", "linear"])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_bfloat16_in_training_and_in_the_predictor(name, head, dataset, tmp_path):
+    """The predictor's network, built by the class from the plan, computes like the trainer's; both near float32."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    ssl = {**SHORT, "freeze_fraction": 0.0, "head": head, "amp": "bf16",
+           "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}  # fmt: skip
+    trainer = make_trainer(dataset, name, ssl)
+    trainer.on_train_start()
+    before = states(trainer.network, "head")
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    assert math.isfinite(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+    assert not same(before, states(trainer.network, "head"))
+    plans, weights = PlansManager(str(plans_path(dataset))), trainer.network.state_dict()
+    manager = plans.get_configuration(dataset.configuration)
+    outputs: list[torch.Tensor] = []
+    x = torch.randn(1, 1, *dataset.patch)
+    for amp in ("bf16", "auto"):
+        manager.configuration["ssl"] = {**manager.configuration["ssl"], "amp": amp}
+        built = type(trainer).build_network_architecture(plans, manager, 1, 3, enable_deep_supervision=False).eval()
+        built.load_state_dict(weights)
+        with torch.no_grad():
+            outputs = [*outputs, built(x)]
+    half, exact = outputs
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    assert (half - exact).norm() < 0.05 * exact.norm()
 
 
 # ---- what a GPU adds: scaled gradients, compilation, several processes

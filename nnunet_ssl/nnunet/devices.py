@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,4 +130,25 @@ def suit(network: nn.Module, device: torch.device, dtype: torch.dtype | None) ->
     for module in network.modules():
         if type(module) is nn.Conv3d:
             module.__class__ = CarefulConv3d
-    return network.to(memory_format=torch.channels_last_3d)
+    flat = all(parameter.dim() != 5 for parameter in network.parameters())
+    return network.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
+
+
+def in_bfloat16(network: nn.Module) -> nn.Module:
+    """The network, changed in place to compute in bfloat16 and to answer in float32 (a tensor, or a list of them),
+    whoever calls it: a trainer, or nnU-Net's predictor, which knows half precision on GPUs alone.
+    """
+    network.__class__ = _computing_in_bfloat16(type(network))
+    return suit(network, torch.device("cpu"), torch.bfloat16)  # harmless on other devices
+
+
+@cache
+def _computing_in_bfloat16(kind: type[nn.Module]) -> type[nn.Module]:
+    class InBFloat16(kind):  # type: ignore[valid-type, misc]
+        def forward(self, x: Tensor) -> Any:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                out = super().forward(x)
+            return [level.float() for level in out] if isinstance(out, list | tuple) else out.float()
+
+    InBFloat16.__name__ = InBFloat16.__qualname__ = kind.__name__
+    return InBFloat16

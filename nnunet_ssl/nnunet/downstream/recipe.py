@@ -11,6 +11,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "head_init": (None, "random", "probe"),
     "optimizer": (None, "sgd", "adam", "adamw"),
     "schedule": (None, "poly", "cosine", "constant"),
+    "amp": ("auto", "bf16"),
 }
 
 
@@ -40,6 +41,8 @@ class DownstreamRecipe:
                       what adapt writes where the pretraining widened its finest level: heads on the pyramid see it, the
                       stock segmentation layers do not
     min_transferred   smallest share of the backbone's parameters that must come from the checkpoint
+    amp               ``auto``: nnU-Net's precision (fp16 autocast on a GPU, float32 elsewhere); ``bf16``: the network
+                      computes in bfloat16 in training and in prediction, on a CPU, too
     seed              None leaves the random generators alone, as nnU-Net does; with a number, and nnUNet_n_proc_DA=0
                       (nnU-Net's worker processes draw freely), a training repeats itself, also across --c
     regions           written by the trainer into its copy of the plan where the labels are regions: leave it alone
@@ -68,6 +71,7 @@ class DownstreamRecipe:
     mean_teacher: dict[str, Any] | None = None
     representation_channels: int | None = None
     min_transferred: float = 0.9
+    amp: str = "auto"
     seed: int | None = None
     regions: bool = False
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import checkpoints
+from nnunet_ssl.nnunet.devices import in_bfloat16
 from nnunet_ssl.nnunet.downstream import continuing, reports, starting, steps
 from nnunet_ssl.nnunet.downstream.body import DatasetWithBody
 from nnunet_ssl.nnunet.downstream.head_init import fold_moments, prepare_head
@@ -81,8 +82,9 @@ class DownstreamTrainer(nnUNetTrainer):
                                    ) -> nn.Module:  # fmt: skip
         """nnU-Net's factory, called on the class (the predictor has no instance): plan + protocol decide the head."""
         recipe = read_recipe(configuration_manager)
-        return build_network(resolve(recipe, cls.protocol), cls.protocol, configuration_manager, num_input_channels,
-                             num_output_channels, recipe.regions, enable_deep_supervision)  # fmt: skip
+        network = build_network(resolve(recipe, cls.protocol), cls.protocol, configuration_manager, num_input_channels,
+                                num_output_channels, recipe.regions, enable_deep_supervision)  # fmt: skip
+        return in_bfloat16(network) if recipe.amp == "bf16" else network
 
     # ---- start
 
