@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -180,10 +181,12 @@ class Commands:
 
     def __init__(self, raw: Path) -> None:
         self.raw, self.calls, self.fails, self.dies = raw, [], set(), set()
+        self.threads: set[str | None] = set()
 
     def __call__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
         name, words = Path(command[0]).name, list(command[1:])
         self.calls.append([name, *words])
+        self.threads.add(env.get("OMP_NUM_THREADS"))
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("something happened\n", encoding="utf-8")
         if name == "nnUNetv2_predict":
@@ -337,6 +340,20 @@ def test_a_killed_run_goes_on(bench: SimpleNamespace) -> None:
     goes_on = [call for call in trained if call[-1] == "--c"]
     assert [(call[2], call[call.index("-p") + 1]) for call in goes_on] == [("bench_ft-fast_n1_d0", "bench_firstPlans")]
     assert {row["status"] for row in latest(read_results(bench.grid.results)).values()} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "given", "expected"), [(1, None, None), (2, None, "4"), (3, None, "2"), (99, None, "1"), (2, "3", "3")]
+)
+def test_jobs_side_by_side_share_the_processor(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, workers: int, given: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    runner(bench, workers=workers).one(next(bench.grid.jobs()))
+    assert bench.commands.threads == {expected}
 
 
 def test_changed_settings_are_noticed(bench: SimpleNamespace) -> None:

@@ -80,6 +80,25 @@ def test_a_flat_network_computes_in_bfloat16() -> None:
     assert half.dtype == torch.float32 and 0 < (half - exact).norm() < 0.02 * exact.norm()
 
 
+@pytest.mark.parametrize(
+    ("variable", "before", "after"),
+    [("1", 2, 1), ("2,4", 3, 2), ("4", 2, 2), ("", 2, 2), (None, 2, 2), ("0", 2, 2), ("many", 2, 2)],
+)
+def test_fewer_threads_where_the_environment_says_so(
+    variable: str | None, before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    try:
+        torch.set_num_threads(before)
+        devices.obey_thread_limit()
+        assert torch.get_num_threads() == after
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Levels(nn.Module):
     """Two answers, as with deep supervision."""
 

@@ -36,7 +36,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleName
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield made
-    torch.set_num_threads(threads)  # the command takes all that there are
+    torch.set_num_threads(threads)  # the command takes all that there are until the trainer lowers it
 
 
 def latest(tiny: SimpleNamespace) -> Path:

@@ -70,12 +70,20 @@ class Runner:
         if jobs:
             prepare(jobs)
 
+    def _share_of_machine(self, number: int) -> dict[str, str]:
+        """Variables that give a job its GPU, or its part of the processor."""
+        if self.device != "cpu" and self.gpus:
+            return {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]}
+        if self.workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+            return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers))}
+        return {}
+
     def one(self, job: Job, number: int = 0) -> dict[str, Any]:
         """Train, predict and score one job; its row, which is written whatever happens."""
         folders, start = folders_of(job), time.monotonic()
         row: dict[str, Any] = {"job": job.key, "settings": dict(job.settings), "log": str(folders.log)}
         row |= {"plan": dict(job.plan)} if job.plan else {}
-        env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {})}
+        env = {**os.environ, **self._share_of_machine(number)}
         print(f"{job}: starts; {folders.log} says how far it is", flush=True)
         try:
             self._train(job, folders, env)

@@ -25,6 +25,15 @@ def local_device(requested: torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
+def obey_thread_limit() -> None:
+    """Fewer threads where OMP_NUM_THREADS says so: nnU-Net's commands take all cores on a CPU whatever it says, and of
+    two trainings side by side each then waits for threads that the other one holds.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if limit.isdecimal() and 0 < int(limit) < torch.get_num_threads():
+        torch.set_num_threads(int(limit))
+
+
 def distribute(network: nn.Module, device: torch.device) -> DistributedDataParallel:
     """Wrap for several processes; batch norm over all of them where torch can (SyncBatchNorm knows CUDA only)."""
     if device.type == "cuda":

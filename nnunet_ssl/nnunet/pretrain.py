@@ -88,6 +88,7 @@ class PretrainTrainer(nnUNetTrainer):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice")
         preparing.require_preprocessed(self)
+        devices.obey_thread_limit()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json

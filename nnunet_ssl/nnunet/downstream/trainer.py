@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet import checkpoints
-from nnunet_ssl.nnunet.devices import in_bfloat16
+from nnunet_ssl.nnunet.devices import in_bfloat16, obey_thread_limit
 from nnunet_ssl.nnunet.downstream import continuing, reports, starting, steps
 from nnunet_ssl.nnunet.downstream.body import DatasetWithBody
 from nnunet_ssl.nnunet.downstream.head_init import fold_moments, prepare_head
@@ -81,6 +81,7 @@ class DownstreamTrainer(nnUNetTrainer):
                                    num_output_channels: int, enable_deep_supervision: bool = True
                                    ) -> nn.Module:  # fmt: skip
         """nnU-Net's factory, called on the class (the predictor has no instance): plan + protocol decide the head."""
+        obey_thread_limit()  # here, where the predictor comes by as well
         recipe = read_recipe(configuration_manager)
         network = build_network(resolve(recipe, cls.protocol), cls.protocol, configuration_manager, num_input_channels,
                                 num_output_channels, recipe.regions, enable_deep_supervision)  # fmt: skip
