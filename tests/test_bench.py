@@ -497,6 +497,9 @@ def test_what_is_missing_shows(tmp_path: Path) -> None:
     assert missing["dice"] is None and missing["note"] == "0 of 2 jobs"
     folder = write_report(grid)
     assert "| 4 | 2 | second linear | original | missing |" in (folder / "table.md").read_text()
+    draws = {(row["labelled"], row["arm"], row["draw"]): row for row in csv.DictReader((folder / "draws.csv").open())}
+    assert draws["1", "first linear", "1"]["dice"] and not draws["1", "first linear", "1"]["difference"]
+    assert draws["1", "first linear", "0"]["difference"] and ("2", "second linear", "0") not in draws
 
 
 def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -515,6 +518,12 @@ def test_the_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert page.count("<svg ") == 3 and "http" not in page and "25 of 25 jobs" in page
     assert {path.name for path in (folder / "figures").iterdir()} == {"few_shot_4.svg", "classes_4.svg",
                                                                       "parameters_4.svg"}  # fmt: skip
+    draws = {(row["labelled"], row["arm"], row["draw"]): row for row in csv.DictReader((folder / "draws.csv").open())}
+    assert len(draws) == 25
+    one, other = (float(draws["1", "first ft-fast", draw]["dice"]) for draw in "01")
+    assert (one, other) == (pytest.approx(0.8 + 0.011 * 5.5), pytest.approx(0.8 + 0.011 * 5.5 + 0.02))
+    assert float(draws["1", "first ft-fast", "1"]["difference"]) == pytest.approx(0.2 + 0.002 * 5.5)
+    assert draws["1", "scratch (first's plan)", "0"]["difference"] == ""
     targets = list(csv.DictReader((folder / "targets.csv").open()))
     assert len(targets) == 15 and {row["class"] for row in targets} == {"organ"}
     with pytest.raises(UserError, match="has no finished job"):

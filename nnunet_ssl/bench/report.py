@@ -155,7 +155,7 @@ def write_report(grid: Grid, output: str | Path | None = None) -> Path:
     from nnunet_ssl.bench.page import as_html, figures_of
     from nnunet_ssl.bench.published_rows import as_markdown as published_markdown
     from nnunet_ssl.bench.published_rows import published_for
-    from nnunet_ssl.bench.tables import as_csv, as_latex, as_markdown, subjects_csv, table_rows, target_rows
+    from nnunet_ssl.bench.tables import as_csv, as_latex, as_markdown, draw_rows, subjects_csv, table_rows, target_rows
 
     arms = arms_of(grid)
     if not any(arm.rows for arm in arms):
@@ -165,6 +165,7 @@ def write_report(grid: Grid, output: str | Path | None = None) -> Path:
     rows, targets, published = [*table_rows(arms), *means], target_rows(arms), published_for(grid)
     write_text(folder / "arms.csv", as_csv(rows))
     write_text(folder / "targets.csv", as_csv(targets))
+    write_text(folder / "draws.csv", as_csv(draw_rows(arms)))
     write_text(folder / "subjects.csv", subjects_csv(arms))
     write_text(folder / "table.md", as_markdown(rows) + published_markdown(published))
     write_text(folder / "table.tex", as_latex(rows))

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from nnunet_ssl.bench.cubes import scores_of
+import numpy as np
+
+from nnunet_ssl.bench.cubes import METRICS, Cube, scores_of
 from nnunet_ssl.bench.marks import mark_of
 from nnunet_ssl.bench.report import Arm, Target
-from nnunet_ssl.bench.statistics import Comparison, Summary
+from nnunet_ssl.bench.statistics import Comparison, Scores, Summary, mean_of
 
 
 def row_of(arm: Arm) -> dict[str, Any]:
@@ -68,6 +70,30 @@ def target_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
             rows.append({**where, "class": target.name, **_scores(target.summaries, target.comparison, target.p_holm),
                          "note": arm.note})  # fmt: skip
     return rows
+
+
+def draw_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
+    """One row a draw of an arm: means over subjects of their mean over classes; the difference to scratch on the
+    subjects that both have, None where there is no such draw.
+    """
+    rows = []
+    for arm in arms:
+        if arm.cube is None:
+            continue
+        where = {key: value for key, value in row_of(arm).items() if key in ("dataset", "labelled", "arm", "grid")}
+        scores = {metric: _mean_of_draws(arm.cube, arm.cube.table(metric)) for metric in METRICS}
+        gains: dict[int, float | None] = {}
+        if arm.twin is not None and arm.twin.cube is not None:
+            own, theirs, _ = arm.cube.shared(arm.twin.cube)
+            gains = _mean_of_draws(own, own.table("dice") - theirs.table("dice"))
+        rows += [{**where, "draw": draw, **{metric: scores[metric][draw] for metric in METRICS},
+                  "difference": gains.get(draw)} for draw in arm.cube.draws]  # fmt: skip
+    return rows
+
+
+def _mean_of_draws(cube: Cube, table: Scores) -> dict[int, float | None]:
+    means = zip(cube.draws, table, strict=True)
+    return {draw: mean_of(row[None]) if np.isfinite(row).any() else None for draw, row in means}
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
