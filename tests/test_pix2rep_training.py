@@ -229,6 +229,18 @@ def test_presets_plan_slices_and_volumes(preset: str, folders: Path) -> None:
     assert flat["batch_size"] <= 8 and all(p >= s for p, s in zip(flat["patch_size"], (80, 80), strict=True))
 
 
+def test_the_preset_for_volumes(folders: Path) -> None:
+    """Everything in it arrives in the plan, on every level, and a 2D configuration is not planned."""
+    raw_dataset(folders, 901, shape=(60, 80, 80))
+    planned = make_plan(PlanRequest(901, "pix2rep_3d", gpu_memory_gb=16.0))
+    assert planned.configurations == ["3d_fullres"]
+    content = resolved(planned.plans, "3d_fullres")
+    expected = load_preset("pix2rep_3d")["ssl"]
+    assert {key: content["ssl"][key] for key in expected} == expected
+    recipe = Recipe(**content["ssl"])
+    assert (recipe.widened, recipe.read_levels(5), recipe.identity_p) == (None, 5, 0.0)
+
+
 def test_a_widened_level_costs_memory(folders: Path) -> None:
     raw_dataset(folders, 901, shape=(60, 80, 80))
     content = resolved(make_plan(PlanRequest(901, "tiny")).plans, "3d_fullres")

@@ -25,7 +25,7 @@ PATCH = [32, 128, 128]
 
 def test_the_presets_are_found_by_listing() -> None:
     assert set(preset_names()) >= {"vox2vec", "nnunet", "portable", "tiny"}
-    with pytest.raises(UserError, match=r"tiny2.*nnunet, pix2rep, pix2rep_v2, portable, tiny, vox2vec"):
+    with pytest.raises(UserError, match=r"tiny2.*nnunet, pix2rep, pix2rep_3d, pix2rep_v2, portable, tiny, vox2vec"):
         load_preset("tiny2")
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("-d", "--dataset", required=True, help="number or name of the dataset with the images")
     parser.add_argument(
-        "--preset", default="vox2vec", help="vox2vec (default), pix2rep, pix2rep_v2, nnunet, portable, tiny"
+        "--preset", default="vox2vec", help="vox2vec (default), pix2rep, pix2rep_v2, pix2rep_3d, nnunet, portable, tiny"
     )
     parser.add_argument(
         "--like",
