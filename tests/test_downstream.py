@@ -593,6 +593,21 @@ def test_share_of_patches_around_labelled_voxels(share, around_labels, dataset):
     assert [bool(loader.get_do_oversample(sample)) for sample in range(2)] == around_labels
 
 
+@pytest.mark.parametrize(
+    ("patches", "share", "warned"), [(1, 0.33, True), (1, 0.6, False), (1, 0.0, False), (2, 0.33, False)]
+)
+def test_a_batch_without_patches_around_labels_is_noticed(patches, share, warned, dataset, capsys):
+    """The loader's own answer is the oracle."""
+    plans = json.loads(plans_path(dataset).read_text(encoding="utf-8"))
+    plans["configurations"][dataset.configuration]["batch_size"] = patches
+    plans_path(dataset).write_text(json.dumps(plans), encoding="utf-8")
+    trainer = make_trainer(dataset, "SSLScratchTrainer", {**SHORT, "oversample_foreground_percent": share})
+    trainer.on_train_start()
+    loader = trainer.dataloader_train.data_loader
+    assert any(loader.get_do_oversample(sample) for sample in range(patches)) == (share > 0 and not warned)
+    assert ("no patch is drawn around a label" in capsys.readouterr().out) == warned
+
+
 def test_rate_of_the_backbone_follows_the_block(dataset, tmp_path):
     ssl = {**SHORT, "backbone_lr_factor": 0.5, "freeze_fraction": 0.0, "ramp_fraction": 0.0, "initial_lr": 0.2,
            "schedule": "constant", "pretrained": {"path": str(pretrained_file(dataset, tmp_path))}}  # fmt: skip

@@ -76,6 +76,10 @@ def _remarks(trainer: Any) -> list[str]:
         counted = "subjects" if trainer.dataset_json.get("subjects") else "cases"
         lines.append(f"Training on {trainer.recipe.labelled['n']} of this fold's {counted} (draw "
                      f"{trainer.recipe.labelled['draw']}); they are in labelled_cases.json.")  # fmt: skip
+    share, patches = trainer.settings.oversample_foreground_percent, int(trainer.configuration_manager.batch_size)
+    if share > 0 and round(patches * (1 - share)) >= patches:  # as nnU-Net's loader counts
+        lines.append(f"WARNING: no patch is drawn around a label: nnU-Net rounds {share:g} of a batch of {patches} to "
+                     "none. Set batch_size to 2, or ssl.oversample_foreground_percent above 0.5.")  # fmt: skip
     if trainer.recipe.head_init == "probe" and trainer.settings.head == "nonlinear":
         lines.append("ssl.head_init=probe does not apply to a non-linear head, which starts at random.")
     if trainer.settings.sigmoid and trainer.protocol.head is None and trainer.recipe.head == "stock":
