@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from linear_probe import backbone
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
@@ -27,8 +28,8 @@ from nnunet_ssl.heads import LinearHead
 from nnunet_ssl.nnunet.datasets import load_json
 from nnunet_ssl.nnunet.dense import dense_map, levels_reader
 from nnunet_ssl.nnunet.downstream.sampling import choose_cases
-from nnunet_ssl.nnunet.linear_fit import collect_voxels, fit_linear
-from nnunet_ssl.nnunet.network import build_backbone, pyramid_channels, pyramid_strides
+from nnunet_ssl.nnunet.linear_fit import collect_voxels, fit_linear, to_head
+from nnunet_ssl.nnunet.network import pyramid_channels, pyramid_strides
 from nnunet_ssl.nnunet.scoring import dice
 
 NUMBERS, DRAWS = (1, 2, 5, 10), range(5)
@@ -40,7 +41,8 @@ class Data:
     def __init__(self, number: int, plans: str) -> None:
         name = convert_id_to_dataset_name(number)
         self.raw, folder = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
-        self.plans = PlansManager(str(folder / f"{plans}.json"))
+        self.plans_file = folder / f"{plans}.json"
+        self.plans = PlansManager(str(self.plans_file))
         self.configuration = self.plans.get_configuration("3d_fullres")
         self.json = load_json(folder / "dataset.json")
         self.labels = {name: value for name, value in self.json["labels"].items() if value > 0}
@@ -66,16 +68,6 @@ class Data:
         return rows
 
 
-def backbone(data: Data, checkpoint: str) -> torch.nn.Module:
-    """The network of the plan; random (seed 0) where no checkpoint is given."""
-    torch.manual_seed(0)
-    network = build_backbone(data.configuration, 1, 2, False).eval()
-    if checkpoint:
-        weights = torch.load(checkpoint, weights_only=True)["network_weights"]
-        network.load_state_dict({key: value for key, value in weights.items() if not key.startswith("projector")})
-    return network
-
-
 def fits(data: Data, network: torch.nn.Module) -> tuple[list[tuple[int, int]], LinearHead]:
     """(N, draw) of every fit, and one head with the outputs of all of them, one after the other."""
     classes, strides = len(data.labels) + 1, pyramid_strides(network)
@@ -89,15 +81,13 @@ def fits(data: Data, network: torch.nn.Module) -> tuple[list[tuple[int, int]], L
         weight, bias = fit_linear(sample.features, sample.labels, classes, sample.weights)
         weights, biases = [*weights, weight], [*biases, bias]
     head = LinearHead(pyramid_channels(network), strides, classes * len(keys))
-    for layer, part in zip(head.seg_layers, torch.cat(weights).split(pyramid_channels(network), 1), strict=True):
-        layer.weight.copy_(part.reshape(layer.weight.shape))
-    head.seg_layers[0].bias.copy_(torch.cat(biases))
+    to_head(torch.cat(weights), torch.cat(biases), head)
     return keys, head
 
 
 @torch.no_grad()
 def rows_of(data: Data, name: str, checkpoint: str, test: list[tuple[str, np.ndarray, np.ndarray]]) -> list[dict]:
-    network = backbone(data, checkpoint)
+    network, _ = backbone(data.plans_file, Path(checkpoint) if checkpoint else None)
     read, (keys, head) = levels_reader(network), fits(data, network)
 
     def labels_of(x: torch.Tensor) -> torch.Tensor:

@@ -61,11 +61,15 @@ def table_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
     return [row_of(arm) for arm in arms]
 
 
+def _place_of(arm: Arm) -> dict[str, Any]:
+    return {"dataset": arm.key[0], "labelled": arm.key[1], "arm": arm.title, "grid": arm.key[4]}
+
+
 def target_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
     """One row a class of an arm; one without class for an arm that has no result."""
     rows = []
     for arm in arms:
-        where = {key: value for key, value in row_of(arm).items() if key in ("dataset", "labelled", "arm", "grid")}
+        where = _place_of(arm)
         for target in arm.targets or [Target("", {})]:
             rows.append({**where, "class": target.name, **_scores(target.summaries, target.comparison, target.p_holm),
                          "note": arm.note})  # fmt: skip
@@ -80,7 +84,7 @@ def draw_rows(arms: Iterable[Arm]) -> list[dict[str, Any]]:
     for arm in arms:
         if arm.cube is None:
             continue
-        where = {key: value for key, value in row_of(arm).items() if key in ("dataset", "labelled", "arm", "grid")}
+        where = _place_of(arm)
         scores = {metric: _mean_of_draws(arm.cube, arm.cube.table(metric)) for metric in METRICS}
         gains: dict[int, float | None] = {}
         if arm.twin is not None and arm.twin.cube is not None:
