@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import common
 
@@ -57,7 +58,7 @@ def checkpoint_of(path: Path, preset: str) -> Path:
     return path
 
 
-def stand_in(command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+def stand_in(command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
     """Leave the files that nnU-Net's commands leave."""
     name, words = Path(command[0]).name, list(command[1:])
     raw = next(Path(env["nnUNet_raw"]).glob("Dataset001_*"))

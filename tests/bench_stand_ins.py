@@ -8,15 +8,15 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 
-def quick(command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+def quick(command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
     """Predicts the reference; a folder ``die``, ``fail`` or ``slow`` beside the raw datasets, with a file named like a
     configuration, makes that job's process disappear, its training fail, or take minutes the first time.
     """
     name, words, raw = Path(command[0]).name, list(command[1:]), Path(env["nnUNet_raw"])
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(f"process {os.getpid()}\n", encoding="utf-8")
+    print(f"process {os.getpid()}", file=log, flush=True)
     number = words[words.index("-d") + 1] if "-d" in words else words[0]
     dataset = next(raw.glob(f"Dataset{int(number):03d}_*"))
     if name == "nnUNetv2_predict":

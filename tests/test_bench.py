@@ -6,22 +6,26 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_ssl.bench.commands import own_log, run_command
 from nnunet_ssl.bench.estimates import estimate
 from nnunet_ssl.bench.grid import read_grid
 from nnunet_ssl.bench.preparing import prepare, require_possible
 from nnunet_ssl.bench.report import arms_of, write_report
-from nnunet_ssl.bench.results import folders_of, key_of, latest, read_results
+from nnunet_ssl.bench.results import add_row, folders_of, key_of, latest, read_results
 from nnunet_ssl.bench.runner import Runner
 from nnunet_ssl.bench.tables import table_rows
 from nnunet_ssl.cli.main import main
@@ -183,12 +187,11 @@ class Commands:
         self.raw, self.calls, self.fails, self.dies = raw, [], set(), set()
         self.threads: set[str | None] = set()
 
-    def __call__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+    def __call__(self, command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
         name, words = Path(command[0]).name, list(command[1:])
         self.calls.append([name, *words])
         self.threads.add(env.get("OMP_NUM_THREADS"))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("something happened\n", encoding="utf-8")
+        print("something happened", file=log, flush=True)
         if name == "nnUNetv2_predict":
             out = Path(words[words.index("-o") + 1])
             for path in (self.raw / "labelsTs").glob("*.nii.gz"):
@@ -340,6 +343,56 @@ def test_a_killed_run_goes_on(bench: SimpleNamespace) -> None:
     goes_on = [call for call in trained if call[-1] == "--c"]
     assert [(call[2], call[call.index("-p") + 1]) for call in goes_on] == [("bench_ft-fast_n1_d0", "bench_firstPlans")]
     assert {row["status"] for row in latest(read_results(bench.grid.results)).values()} == {"done"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX's locks")
+def test_what_a_killed_runner_has_started_is_waited_for(tmp_path: Path) -> None:
+    """The runner is killed, its command lives on with the log as its output: the next one comes after its end."""
+    path, program = tmp_path / "folder" / "log", "import sys, time; sys.stdin.read(); print('ended')"
+    runs = f"import sys; from nnunet_ssl.bench.commands import *; from pathlib import Path\n" \
+           f"with own_log(Path({str(path)!r}), sys.exit) as log:\n" \
+           f"    subprocess.Popen([sys.executable, '-c', {program!r}], stdout=log)\n    os._exit(9)"  # fmt: skip
+    orphan = subprocess.Popen([sys.executable, "-c", runs], stdin=subprocess.PIPE)
+    assert orphan.wait(60) == 9 and path.read_text() == ""
+    said: list[str] = []
+
+    def end_it() -> None:
+        said.append(path.read_text())
+        assert orphan.stdin is not None
+        orphan.stdin.close()
+
+    with own_log(path, end_it) as log:
+        assert said == [""] and path.read_text() == "ended\n"
+        assert run_command([sys.executable, "-c", "print('next')"], log, {}) == 0
+    assert path.read_text().splitlines()[-1] == "next"
+    with own_log(path, lambda: pytest.fail("nobody has it")):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX's locks")
+@pytest.mark.parametrize("status", ["done", "failed"])
+def test_a_job_of_another_runner_is_not_run_beside_it(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], status: str
+) -> None:
+    job = next(bench.grid.jobs())
+    runner(bench).ready([job])
+    other = own_log(folders_of(job).log, lambda: None)
+    other.__enter__()
+    row = {"job": job.key, "status": status, "scores": {}}
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(runner(bench).one, job)
+        said, deadline = "", time.monotonic() + 60
+        while "another process is at it" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().out
+            time.sleep(0.01)
+        assert not bench.commands.calls and not second.done()
+        add_row(bench.grid.results, row)
+        other.__exit__(None, None, None)
+        found = second.result(60)
+    if status == "done":
+        assert found == row and not bench.commands.calls and len(read_results(bench.grid.results)) == 1
+    else:
+        assert found["status"] == "done" and bench.commands.calls and len(read_results(bench.grid.results)) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,45 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-Run = Callable[[Sequence[str], Path, Mapping[str, str]], int]
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+Run = Callable[[Sequence[str], TextIO, Mapping[str, str]], int]
 
 
-def run_command(command: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+@contextmanager
+def own_log(path: Path, when_busy: Callable[[], None]) -> Iterator[TextIO]:
+    """The job's log, open to be added to, and nobody else's: what this process starts with it as its output owns it
+    too, until it ends. A training whose runner was killed goes on writing into its folder; a second one beside it
+    would spoil both. Where the log is somebody's, ``when_busy`` is called and its end waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                when_busy()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream
+
+
+def run_command(command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
     """Run one command to its end, its output added to `log`; its exit status."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"$ {' '.join(command)}\n")
-        stream.flush()
-        with _held_signals():
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=env
-            )
-        try:
-            return process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+    log.write(f"$ {' '.join(command)}\n")
+    log.flush()
+    with _held_signals():
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env)
+    try:
+        return process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
 
 
 @contextmanager

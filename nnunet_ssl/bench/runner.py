@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TextIO
 
-from nnunet_ssl.bench.commands import Run, run_command, visible_gpus
+from nnunet_ssl.bench.commands import Run, own_log, run_command, visible_gpus
 from nnunet_ssl.bench.grid import Grid, Job
 from nnunet_ssl.bench.leakage import Guard, Recorded, require_clean
 from nnunet_ssl.bench.preparing import prepare
@@ -79,15 +79,30 @@ class Runner:
         return {}
 
     def one(self, job: Job, number: int = 0) -> dict[str, Any]:
-        """Train, predict and score one job; its row, which is written whatever happens."""
-        folders, start = folders_of(job), time.monotonic()
+        """Train, predict and score one job; its row, which is written whatever happens. A job that another process is
+        at is waited for, and is done when that one has written its row.
+        """
+        folders, waited = folders_of(job), []
+
+        def wait() -> None:
+            waited.append(True)
+            print(f"{job}: another process is at it; waiting for whoever has {folders.log} open to end", flush=True)
+
+        with own_log(folders.log, wait) as log:
+            row = latest(read_results(self.grid.results)).get(key_of(job)) if waited else None
+            if row is not None and row["status"] == "done":
+                return dict(row)
+            return self._run(job, folders, log, number)
+
+    def _run(self, job: Job, folders: Folders, log: TextIO, number: int) -> dict[str, Any]:
+        start = time.monotonic()
         row: dict[str, Any] = {"job": job.key, "settings": dict(job.settings), "log": str(folders.log)}
         row |= {"plan": dict(job.plan)} if job.plan else {}
         env = {**os.environ, **self._share_of_machine(number)}
         print(f"{job}: starts; {folders.log} says how far it is", flush=True)
         try:
-            self._train(job, folders, env)
-            scores = self._scores(job, folders, env)
+            self._train(job, folders, log, env)
+            scores = self._scores(job, folders, log, env)
             facts = load_json(folders.fold / "downstream.json")
             leakage = self.guard.check(job)  # known since before the first job
             row |= {
@@ -111,7 +126,7 @@ class Runner:
         print(f"{job}: {row['status']} after {row['seconds']:.0f} s {row.get('error', '')}", flush=True)
         return row
 
-    def _train(self, job: Job, folders: Folders, env: Mapping[str, str]) -> None:
+    def _train(self, job: Job, folders: Folders, log: TextIO, env: Mapping[str, str]) -> None:
         """To checkpoint_final.pth and its validation; a killed training goes on."""
         command = [
             "nnUNetv2_train",
@@ -127,11 +142,11 @@ class Runner:
         final = folders.fold / "checkpoint_final.pth"
         if not final.is_file():
             going_on = (folders.fold / "checkpoint_latest.pth").is_file()
-            self._call([*command, *(["--c"] if going_on else [])], folders, env)
+            self._call([*command, *(["--c"] if going_on else [])], log, env)
         if not (folders.fold / "validation" / "summary.json").is_file():
-            self._call([*command, "--val"], folders, env)
+            self._call([*command, "--val"], log, env)
 
-    def _scores(self, job: Job, folders: Folders, env: Mapping[str, str]) -> dict[str, Any]:
+    def _scores(self, job: Job, folders: Folders, log: TextIO, env: Mapping[str, str]) -> dict[str, Any]:
         """``scores``: case -> class -> metric on the original grid; ``grids``: the same on further ones, by name."""
         from nnunet_ssl.nnunet.scoring import score_folder
 
@@ -142,7 +157,7 @@ class Runner:
             cases = [path.name.removesuffix(ending) for path in where[0].glob(f"*{ending}")]
         else:
             where = folders.predicted, folders.raw / "labelsTs"
-            self._call(["nnUNetv2_predict", *self._prediction(job, folders)], folders, env)
+            self._call(["nnUNetv2_predict", *self._prediction(job, folders)], log, env)
         preset, tolerance = job.protocol.preset, job.dataset.tolerance_mm
         scores = {"scores": score_folder(*where, description, tolerance, cases)}
         if preset.grid and preset.grid_mm:
@@ -160,12 +175,12 @@ class Runner:
             *self._device(),
         ]
 
-    def _call(self, command: list[str], folders: Folders, env: Mapping[str, str]) -> None:
-        status = self.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], folders.log, env)
+    def _call(self, command: list[str], log: TextIO, env: Mapping[str, str]) -> None:
+        status = self.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], log, env)
         if status != 0:
-            log = folders.log.read_text(encoding="utf-8", errors="replace") if folders.log.is_file() else ""
-            said = next((line for line in reversed(log.splitlines()) if line.strip()), "nothing")
-            raise UserError(f"{command[0]} ended with {status} ({said.strip()[:300]}); see {folders.log}.")
+            lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
+            said = next((line for line in reversed(lines) if line.strip()), "nothing")
+            raise UserError(f"{command[0]} ended with {status} ({said.strip()[:300]}); see {log.name}.")
 
     def _device(self) -> list[str]:
         return ["-device", self.device] if self.device else []
