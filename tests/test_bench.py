@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -199,6 +200,8 @@ class Commands:
             return 0
         folder = self.folder(words)
         folder.mkdir(parents=True, exist_ok=True)
+        plans = Path(env["nnUNet_preprocessed"]) / self.raw.name / f"{words[words.index('-p') + 1]}.json"
+        shutil.copy(plans, folder.parent / "plans.json")
         if words[1] in self.dies:
             (folder / "checkpoint_latest.pth").write_bytes(b"half")
             raise KeyboardInterrupt
@@ -405,7 +408,9 @@ def test_jobs_side_by_side_share_the_processor(
     monkeypatch.delenv("OMP_NUM_THREADS")
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    runner(bench, workers=workers).one(next(bench.grid.jobs()))
+    job = next(bench.grid.jobs())
+    runner(bench).ready([job])
+    runner(bench, workers=workers).one(job)
     assert bench.commands.threads == {expected}
 
 
@@ -415,6 +420,20 @@ def test_changed_settings_are_noticed(bench: SimpleNamespace) -> None:
     bench.grid = read_grid(bench.path)
     with pytest.raises(UserError, match="was run with other settings"):
         runner(bench).todo()
+
+
+def test_a_training_of_another_grid_is_not_taken_for_ones_own(bench: SimpleNamespace) -> None:
+    """A second file with the same names and other settings: its jobs would find the first one's checkpoints."""
+    runner(bench).all()
+    moved = bench.path.with_name("same.toml")
+    moved.write_text(bench.path.read_text())
+    Runner(read_grid(moved), "cpu", run=bench.commands).all()  # the same settings: its own, as far as anybody can tell
+    other = bench.path.with_name("other.toml")
+    other.write_text(bench.path.read_text().replace("num_epochs = 2", "num_epochs = 3"))
+    bench.commands.calls = []
+    with pytest.raises(UserError, match=r"by other settings .*ssl.num_epochs 2 and not 3.*another name or label"):
+        Runner(read_grid(other), "cpu", run=bench.commands).all()
+    assert bench.commands.calls == []
 
 
 def test_a_dry_run_says_what_would_happen(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_ssl.bench.checkpoints import forget, read_once
 from nnunet_ssl.bench.grid import Job
+from nnunet_ssl.bench.results import folders_of
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.splits import validation_cases
 
@@ -77,9 +78,37 @@ def _prepare_plan(jobs: Sequence[Job]) -> None:
             request = AdaptRequest(*where, settings=settings_of(job), config=job.configuration)
             plans = make_adapted(request, pretrained).plans
         identifier = _data_of(plans, job.configuration)
+        _require_own(plans, job)
         if identifier not in ready and not is_preprocessed(dataset, plans, job.configuration):
             preprocess(dataset, plans, [job.configuration])
         ready.add(identifier)
+
+
+def _require_own(plans: Mapping[str, Any], job: Job) -> None:
+    """UserError where the job's folder has a training by other settings: another grid's, or an earlier version's."""
+    from nnunet_ssl.nnunet.datasets import load_json
+    from nnunet_ssl.nnunet.planners import resolved
+
+    fold = folders_of(job).fold
+    used = fold.parent / "plans.json"  # nnU-Net's copy of the plan that it trained by
+    if not used.is_file() or not any(fold.glob("checkpoint_*.pth")):
+        return
+    found, wanted = ({key: value for key, value in _flat(resolved(p, job.configuration)).items()
+                      if key != "ssl.pretrained.path"} for p in (load_json(used), plans))  # fmt: skip
+    other = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    if other:
+        said = ", ".join(f"{key} {found.get(key)} and not {wanted.get(key)}" for key in other[:5])
+        raise UserError(
+            f"{fold} has a training by other settings than {job} ({said}). Give the pretraining or the protocol of "
+            f"this grid another name or label, or move {fold.parent} away."
+        )
+
+
+def _flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in block.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def settings_of(job: Job) -> list[str]:
