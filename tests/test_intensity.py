@@ -237,15 +237,15 @@ def test_what_cannot_be_is_refused():
         it.ChannelUnits("hu", 0.0, 0.0)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 9, 11), (2, 7, 6), (1, 1, 3, 20)])
-def test_blurs_by_matrix_and_by_shifts_are_the_same(shape):
+@pytest.mark.parametrize("shape", [(3, 5, 9, 11), (2, 7, 6), (1, 1, 3, 20), (2, 70, 5, 33), (1, 64, 101)])
+def test_blurs_by_blocks_and_by_shifts_are_the_same(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     weights = torch.rand(shape[0], 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     for axis in range(len(shape) - 1):
         expected = blurring._by_shifts(x, weights, axis)
-        torch.testing.assert_close(blurring._by_matrix(x, weights, axis), expected)
+        torch.testing.assert_close(blurring._by_blocks(x, weights, axis), expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = blurring._by_matrix(x.float(), weights.float(), axis)
+            found = blurring._by_blocks(x.float(), weights.float(), axis)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
