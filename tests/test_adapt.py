@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
 from nnunet_ssl.nnunet.memory import measure, supervised_gib
 from nnunet_ssl.nnunet.planning import PlanRequest, make_plan
 from nnunet_ssl.nnunet.recipe import parse
+from nnunet_ssl.nnunet.remarks import cost_of_prediction
 from tests.plan_datasets import folders, raw_dataset, read_plans, write_checkpoint
 from tests.test_checkpoints import Bomb
 
@@ -75,6 +77,9 @@ def test_overlays_and_settings_go_into_the_plan(folders: Path, tmp_path: Path) -
     overlay.write_text(json.dumps({"ssl": {"num_epoch": 7}}))
     with pytest.raises(UserError, match="num_epochs"):
         adapted(folders, checkpoint, overlays=[str(overlay)], name="other")
+    too_late = patch("nnunet_ssl.nnunet.adapting.own_plan", side_effect=AssertionError)
+    with too_late, pytest.raises(UserError, match='Did you mean "labelled"'):
+        adapted(folders, checkpoint, settings=["ssl.labeled=1"], name="other")
 
 
 def like_pair(folders: Path) -> tuple[SimpleNamespace, Path, bytes]:
@@ -157,6 +162,45 @@ def test_spacing(folders: Path, spacing: tuple[float, ...], wanted: str, expecte
     found = adapted(folders, checkpoint, spacing=wanted)
     assert found.content["spacing"] == pytest.approx((2.0, 1.0, 1.0) if expected == "pretraining" else spacing)
     assert f"the {expected}'s" in found.notes
+    assert ("--spacing pretrained keeps" in found.notes) == (wanted == "auto" and expected == "target")
+
+
+@pytest.mark.parametrize(("labels", "sides"), [
+    (["background", "Left_Kidney", "right_kidney"], ("Left_Kidney", "right_kidney")),
+    (["background", "lung R", "lung L"], ("lung L", "lung R")),
+    (["background", "left ventricle", "right atrium", "leftover", "bright"], None),
+])  # fmt: skip
+def test_organs_with_sides_are_not_mirrored_in_silence(folders: Path, labels: list[str], sides: tuple | None) -> None:
+    checkpoint = pretrained(folders)
+    target = raw_dataset(folders, 4, labelled=True)
+    path = target.raw / "dataset.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "labels": {name: n for n, name in enumerate(labels)}}))
+    notes = adapted(folders, checkpoint).notes
+    said = "{} and {} are sides of one organ".format(*sides) if sides else "sides of one organ"
+    assert (said in notes) == (sides is not None) == ("--set ssl.mirror_axes=[0, 1] where" in notes)
+    assert "sides of one organ" not in adapted(folders, checkpoint, settings=["ssl.mirror_axes=[0,1]"]).notes
+
+
+def test_the_cost_of_prediction_is_what_the_predictor_does() -> None:
+    """Oracle: windows of stock nnU-Net's own slicers, times the mirrorings of its predictor."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(tile_step_size=0.5, device=torch.device("cpu"))
+    for shape, patch_size in (((61.5, 99, 99), [24, 32, 32]), ((10, 40, 33), [16, 32, 32]), ((64, 50.2), [32, 32])):
+        predictor.configuration_manager = SimpleNamespace(patch_size=patch_size)
+        whole = [max(-(-size // 1), side) for size, side in zip(shape, patch_size, strict=True)]
+        image = [int(side) for side in whole] if len(patch_size) == 3 else [1, *map(int, whole)]
+        windows = len(predictor._internal_get_sliding_window_slicers(tuple(image)))
+        configuration = {"patch_size": patch_size, "median_image_size_in_voxels": list(shape), "ssl": {}}
+        said = cost_of_prediction(configuration, gpu=False)
+        mirrorings = 2 ** len(patch_size)
+        assert f": {windows} windows x {mirrorings} mirrorings" in said
+        assert ("shorter with --set ssl.mirror_axes=[] --set ssl.amp=bf16" in said) == (windows * mirrorings >= 64)
+        assert "shorter" not in cost_of_prediction(configuration, gpu=True)
+        configuration["ssl"] = {"mirror_axes": [], "amp": "bf16"}
+        assert f": {windows} windows x 1 mirrorings" in (found := cost_of_prediction(configuration, False))
+        assert "shorter" not in found
 
 
 def test_axes_follow_the_pretraining(folders: Path) -> None:
@@ -165,6 +209,8 @@ def test_axes_follow_the_pretraining(folders: Path) -> None:
     raw_dataset(folders, 4, labelled=True, shape=(100, 100, 30), spacing=(1.0, 1.1, 4.0))
     found = adapted(folders, checkpoint, spacing="target")
     assert found.plans["transpose_forward"] == [0, 1, 2]
+    assert found.plans["original_median_spacing_after_transp"] == pytest.approx([1.0, 1.1, 4.0])
+    assert found.plans["original_median_shape_after_transp"] == [100, 100, 30]
     assert found.content["spacing"] == pytest.approx([1.0, 1.1, 4.0])
     assert found.content["median_image_size_in_voxels"] == [100, 100, 30]
 

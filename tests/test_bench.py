@@ -114,6 +114,8 @@ BAD = [
     ('name = "two arms"', 'plan = 3', "plan is 3; expected a table"),
     ('name = "linear"', 'name = "frozen"\nprotocol = "vox2vec"', 'vox2vec is "frozen"; expected one of linear'),
     ("tolerance_mm = 2.0", 'task = "BCTV"', 'There is no task "BCTV". Did you mean "BTCV"'),
+    ("tolerance_mm = 2.0", 'spacing = "coarse"', 'datasets.spacing is "coarse"; expected one of auto, pretrained'),
+    ("tolerance_mm = 2.0", 'adapt = ["--spacing", "pretrained"]', 'a list of KEY=VALUE'),
     ("tolerance_mm = 2.0", 'cases = "train"', '"test" or "validation"'),
 ]  # fmt: skip
 

@@ -257,6 +257,16 @@ def test_settings_that_are_refused_leave_no_plan(folders: Path, case: str) -> No
     assert not list(dataset.preprocessed.glob("*Plans*"))
 
 
+@pytest.mark.parametrize("preset", ["vox2vec", "pix2rep"])
+def test_a_misspelt_field_is_noticed_before_any_image_is_read(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    raw_dataset(folders, 901)
+    monkeypatch.setattr("nnunet_ssl.nnunet.planning.stock_plan", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UserError, match='Did you mean "temperature"'):
+        make_plan(PlanRequest(901, preset=preset, settings=["ssl.temprature=0.1"]))
+
+
 def test_gpu_memory(folders: Path) -> None:
     raw_dataset(folders, 901)
     everything = make_plan(PlanRequest(901)).plans["configurations"]["3d_fullres"]

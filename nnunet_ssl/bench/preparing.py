@@ -71,7 +71,8 @@ def _prepare_plan(jobs: Sequence[Job]) -> None:
     where = (first.dataset.id, first.pretraining.path, first.plans)
     plans = existing_plans(dataset, first.plans)
     if plans is None:
-        plans = make_adapted(AdaptRequest(*where, settings=first.dataset.adapt), pretrained).plans
+        request = AdaptRequest(*where, first.dataset.spacing, settings=first.dataset.adapt)
+        plans = make_adapted(request, pretrained).plans
     ready = set()
     for job in jobs:
         if not _is_there(plans, job, pretrained.sha256):

@@ -28,8 +28,9 @@ T = TypeVar("T")
 class Dataset:
     """A labelled dataset. id: its number; labelled: numbers of training cases, or "all"; cases: "test" scores
     imagesTs against labelsTs, "validation" the fold's validation cases; tolerance_mm: of the surface Dice; ``adapt``:
-    settings of ``nnunet_ssl adapt`` for it (``patch_size=[64,64,64]``); step_size: of the sliding window; task: its
-    name in ``bench tasks``, which heads its tables and puts published figures beside them.
+    settings of ``nnunet_ssl adapt`` for it (``patch_size=[64,64,64]``), ``spacing``: its ``--spacing``; step_size: of
+    the sliding window; task: its name in ``bench tasks``, which heads its tables and puts published
+    figures beside them.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Dataset:
     cases: str = "test"
     tolerance_mm: float = 1.0
     adapt: Sequence[str] = ()
+    spacing: str = "auto"
     step_size: float = 0.5
     task: str | None = None
 
@@ -50,6 +52,10 @@ class Dataset:
         require(self.cases in ("test", "validation"), "datasets.cases", self.cases, '"test" or "validation"')
         require(self.tolerance_mm > 0, "datasets.tolerance_mm", self.tolerance_mm, "a number above 0")
         require(0 < self.step_size <= 1, "datasets.step_size", self.step_size, "a number above 0, at most 1")
+        good = all(isinstance(given, str) and re.match(r"[A-Za-z]\w*(\.\w+)*=", given) for given in self.adapt)
+        require(good, "datasets.adapt", self.adapt, 'a list of KEY=VALUE, e.g. ["patch_size=[64,64,64]"]')
+        spacings = ("auto", "pretrained", "target")
+        require(self.spacing in spacings, "datasets.spacing", self.spacing, f"one of {', '.join(spacings)}")
         if self.task is not None:
             load_task(self.task)
         require(bool(self.folds), "datasets.folds", self.folds, 'a list of folds, e.g. [0] or ["all"]')

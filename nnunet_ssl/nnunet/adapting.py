@@ -25,12 +25,14 @@ from nnunet_ssl.nnunet.planners import (
     median_spacing,
     resolved,
     stock_plan,
+    take_order,
     write_plans,
 )
 from nnunet_ssl.nnunet.planning import Planned
 from nnunet_ssl.nnunet.preprocessing import data_facts, remember_data, share_data
 from nnunet_ssl.nnunet.reading import Pretrained, read_checkpoint
-from nnunet_ssl.nnunet.settings import collect, complete
+from nnunet_ssl.nnunet.remarks import remarks
+from nnunet_ssl.nnunet.settings import check_ssl_names, collect, complete
 from nnunet_ssl.nnunet.source import INTENSITIES, Source, own_plan, source_of
 from nnunet_ssl.nnunet.weights import transfer
 
@@ -72,6 +74,7 @@ def make_adapted(request: AdaptRequest, pretrained: Pretrained | None = None) ->
     _same_checkpoint(older, pretrained, dataset, name)
     remember_data(dataset, older or {})
     changes = collect(request.overlays, request.settings)
+    check_ssl_names(changes, DownstreamRecipe)
     notes: list[str] = []
     if older is not None and request.config:
         if request.gpu_memory_gb is not None:
@@ -89,6 +92,7 @@ def make_adapted(request: AdaptRequest, pretrained: Pretrained | None = None) ->
         add_configuration(plans, configuration, parent, changes, dataset, DownstreamRecipe)
     notes += check_configuration(plans, configuration, dataset)
     notes += check_weights(plans, configuration, dataset, pretrained)
+    notes += remarks(plans, configuration, dataset)
     notes += share_data(dataset, plans)
     path = write_plans(dataset, plans, older, command="adapt", pretrained_sha256=pretrained.sha256)
     return Planned(dataset, plans, path, [configuration], notes)
@@ -151,8 +155,7 @@ def _new_plan(
     if planned is None:
         raise UserError(f"The pretrained network is {axes}D, the images of {dataset.name} are not.")
     own_spacing = _in_source_order(plans, source, axes)
-    for key in ("transpose_forward", "transpose_backward"):
-        plans[key] = list(source.plans[key])
+    take_order(plans, source.plans)
     configuration = deepcopy(planned)
     for key in ("architecture", "patch_size"):
         configuration[key] = deepcopy(source.configuration[key])
@@ -183,6 +186,8 @@ def choose_spacing(
     pretrained = wanted == "pretrained" or (wanted == "auto" and ratio <= NEAR)
     chosen = theirs if pretrained else list(own)
     why = f"median of the images {_mm(median)}, pretraining {_mm(theirs)}, factor {ratio:.2f}"
+    if wanted == "auto" and not pretrained:
+        why += "; --spacing pretrained keeps the pretraining's"
     return chosen, [f"spacing {_mm(chosen)}: the {'pretraining' if pretrained else 'target'}'s ({why})"]
 
 

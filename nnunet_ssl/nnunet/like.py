@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_ssl.errors import UserError
 from nnunet_ssl.nnunet.datasets import RawDataset, dataset_name, environment_folder, load_json
-from nnunet_ssl.nnunet.planners import full_shape, resolved, stock_plan
+from nnunet_ssl.nnunet.planners import full_shape, resolved, stock_plan, take_order
 from nnunet_ssl.nnunet.presets import preset_block
 from nnunet_ssl.nnunet.settings import DATA_KEYS
 
@@ -35,8 +35,7 @@ def like_plan(
     source, source_json = load_json(source_path), load_json(folder / "dataset.json")
     plans = stock_plan(dataset, "ExperimentPlanner", plans_name)
     planned = next(iter(plans["configurations"].values()))
-    for key in ("transpose_forward", "transpose_backward"):
-        plans[key] = source[key]
+    take_order(plans, source)
     notes = copy_intensities(plans, source, source_json, dataset)
     configurations = {}
     for name in source["configurations"]:

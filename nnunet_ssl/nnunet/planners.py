@@ -78,6 +78,15 @@ def _estimate(stock: Any, *arguments: Any) -> Any:
         return stock(*arguments)
 
 
+def take_order(plans: dict[str, Any], source: Mapping[str, Any]) -> None:
+    """Give a plan the order of axes of another one, in place, with nnU-Net's facts that stand in that order."""
+    for key in ("original_median_spacing_after_transp", "original_median_shape_after_transp"):
+        as_stored = [plans[key][axis] for axis in plans["transpose_backward"]]
+        plans[key] = [as_stored[axis] for axis in source["transpose_forward"]]
+    for key in ("transpose_forward", "transpose_backward"):
+        plans[key] = list(source[key])
+
+
 def median_shape(dataset: RawDataset, spacing_mm: Sequence[float], transpose: Sequence[int]) -> list[float]:
     """Median image shape (voxels, transposed) of the dataset at a spacing (mm, transposed, all three axes)."""
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape

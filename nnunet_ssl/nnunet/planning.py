@@ -24,7 +24,7 @@ from nnunet_ssl.nnunet.planners import check_plans_name, existing_plans, resolve
 from nnunet_ssl.nnunet.preprocessing import remember_data, share_data
 from nnunet_ssl.nnunet.presets import apply_preset, limit_patches, load_preset
 from nnunet_ssl.nnunet.recipe import parse
-from nnunet_ssl.nnunet.settings import collect, recipe_class
+from nnunet_ssl.nnunet.settings import check_ssl_names, collect, recipe_class
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ def make_plan(request: PlanRequest) -> Planned:
             )
         plans, notes = older, []
     else:
+        given = changes.get("ssl")
+        objective = {**load_preset(request.preset)["ssl"], **(given if isinstance(given, dict) else {})}
+        check_ssl_names(changes, recipe_class(objective))
         plans, notes = _base_plan(dataset, request, {} if request.config else changes)
     names = [name for name, content in plans["configurations"].items() if "inherits_from" not in content]
     if request.config:

@@ -32,11 +32,9 @@ def parse(block: Mapping[str, Any], cls: type[T]) -> T:
     ``cls.validate()`` refuses.
     """
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    check_names(block, cls)
     values = {}
     for key, value in block.items():
-        if key not in names:
-            raise UserError(_unknown(key, names))
         try:
             values[key] = _convert(value, hints[key])
         except TypeError:
@@ -48,6 +46,14 @@ def parse(block: Mapping[str, Any], cls: type[T]) -> T:
     except ValueError as error:
         raise UserError(f"The plan's ssl block cannot be used: {error}") from None
     return recipe
+
+
+def check_names(block: Mapping[str, Any], cls: type[Any]) -> None:
+    """UserError for a key of ``block`` that is no field of ``cls``."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key in block:
+        if key not in names:
+            raise UserError(_unknown(key, names))
 
 
 def to_block(recipe: Any) -> dict[str, Any]:

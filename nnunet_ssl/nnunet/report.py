@@ -41,7 +41,7 @@ def write_report(trainer: Any) -> dict[str, Any]:
     folder = Path(trainer.output_folder) / FOLDER
     if trainer.recipe.report_cases:
         trainer.print_to_log_file(
-            f"Looking at {trainer.recipe.report_cases} subjects for {FOLDER}, with the pretrained network and an "
+            f"Looking at up to {trainer.recipe.report_cases} subjects for {FOLDER}, with the pretrained network and an "
             "untrained one; ssl.report_cases = 0 leaves that out ...", add_timestamp=False
         )  # fmt: skip
     networks = {"pretrained": trainer.bare_network(), "untrained": untrained(trainer)}

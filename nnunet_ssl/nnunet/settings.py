@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_ssl import objectives
 from nnunet_ssl.errors import UserError, did_you_mean
 from nnunet_ssl.nnunet.datasets import load_json
-from nnunet_ssl.nnunet.recipe import parse, to_block
+from nnunet_ssl.nnunet.recipe import check_names, parse, to_block
 
 WORDS = {"None": None, "True": True, "False": False}  # Python's; "none" is a value of some fields
 # a configuration with one of these of its own cannot share its parent's preprocessed data
@@ -79,6 +79,13 @@ def check_keys(changes: Mapping[str, Any], configuration: Mapping[str, Any], whe
                 f'"{key}" is no setting of {where}.{hint} Known: {", ".join(known)}; settings of the pretraining start '
                 "with ssl. (ssl.temperature)."
             )
+
+
+def check_ssl_names(changes: Mapping[str, Any], cls: type[Any]) -> None:
+    """UserError for a misspelt field of the ``ssl`` block, before anything is read of a dataset."""
+    block = changes.get("ssl")
+    if isinstance(block, Mapping):
+        check_names(block, cls)
 
 
 def recipe_class(block: Mapping[str, Any]) -> type[Any]:

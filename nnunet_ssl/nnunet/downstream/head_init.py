@@ -137,6 +137,8 @@ def _start(trainer: Any, network: Any, standardise: bool, fit: bool) -> None:
     seed = trainer.recipe.seed or 0
     keys = np.random.default_rng(seed).permutation(sorted(trainer.do_split()[0]))[:MAX_CASES].tolist()
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+    what = "Fitting the head" if fit else "Measuring the features' moments"
+    trainer.print_to_log_file(f"{what}: frozen features of {counted(keys)} ...")
     passes = (PASSES_FIT if fit else PASSES_MOMENTS) // len(keys)
     sample = sample_features(network, [dataset.load_case(key)[:2] for key in dataset.identifiers],
                              trainer.configuration_manager.patch_size, trainer.label_manager, trainer.device, seed,
@@ -146,6 +148,12 @@ def _start(trainer: Any, network: Any, standardise: bool, fit: bool) -> None:
     if fit:
         targets = fit_targets(sample.labels, trainer.label_manager, trainer.settings.sigmoid)
         trainer.print_to_log_file("head_init=probe,", start_head(network, sample, targets))
+
+
+def counted(cases: Sequence[str], most: int = 10) -> str:
+    """How many cases, and the first of their names."""
+    more = "" if len(cases) <= most else ", ..."
+    return f"{len(cases)} training case{'s' * (len(cases) != 1)} ({', '.join(sorted(cases)[:most])}{more})"
 
 
 def _num_outputs(network: nn.Module) -> int:
