@@ -105,6 +105,7 @@ def plot(folder: str, rows: Sequence[Metrics]) -> None:
     """progress.png: one panel a topic, epochs on x."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if not rows:
         return
@@ -119,10 +120,11 @@ def plot(folder: str, rows: Sequence[Metrics]) -> None:
                 ax.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
         ax.set_title(title)
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if logarithmic and ax.lines:
             ax.set_yscale("log")
         if ax.lines:
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=8, framealpha=0.5)
         else:
             hint = "not measured" + (" (see ssl.probe)" if keys == ["probe_dice"] else "")
             ax.text(0.5, 0.5, hint, ha="center", va="center", transform=ax.transAxes)
