@@ -121,6 +121,7 @@ def plot(folder: str, rows: Sequence[Metrics]) -> None:
         ax.set_title(title)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
         if logarithmic and ax.lines:
             ax.set_yscale("log")
         if ax.lines:
