@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any, TextIO
 
@@ -21,7 +23,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssl.bench.commands import own_log, run_command
+from nnunet_ssl.bench import commands
 from nnunet_ssl.bench.estimates import estimate
 from nnunet_ssl.bench.grid import read_grid
 from nnunet_ssl.bench.preparing import prepare, require_possible
@@ -242,6 +244,7 @@ def bench(folders: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         array = np.zeros((6, 8, 8), int)
         array[2:5, 2:6, 2 + number : 6] = 1
         image_of(array, raw / "labelsTs" / f"test_{number}.nii.gz")
+        image_of(array, raw / "imagesTs" / f"test_{number}_0000.nii.gz")
     plans = make_plan(PlanRequest(901, "tiny")).plans
     checkpoint = write_checkpoint(folders / "weights.pth", plans, "3d_fullres", ("CT",), 0)
     monkeypatch.setattr(preprocessing, "is_preprocessed", lambda *_: True)
@@ -350,28 +353,60 @@ def test_a_killed_run_goes_on(bench: SimpleNamespace) -> None:
     assert {row["status"] for row in latest(read_results(bench.grid.results)).values()} == {"done"}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs POSIX's locks")
-def test_what_a_killed_runner_has_started_is_waited_for(tmp_path: Path) -> None:
-    """The runner is killed, its command lives on with the log as its output: the next one comes after its end."""
-    path, program = tmp_path / "folder" / "log", "import sys, time; sys.stdin.read(); print('ended')"
-    runs = f"import sys; from nnunet_ssl.bench.commands import *; from pathlib import Path\n" \
-           f"with own_log(Path({str(path)!r}), sys.exit) as log:\n" \
-           f"    subprocess.Popen([sys.executable, '-c', {program!r}], stdout=log)\n    os._exit(9)"  # fmt: skip
-    orphan = subprocess.Popen([sys.executable, "-c", runs], stdin=subprocess.PIPE)
-    assert orphan.wait(60) == 9 and path.read_text() == ""
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX's processes")
+def test_what_a_killed_runner_has_started_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner is killed and its command lives on: the next runner comes after its end, but does not wait for a
+    worker that the command leaves behind with the log open.
+    """
+    path = tmp_path / "folder" / "log"
+    sleep = "import time; time.sleep(300)"
+    worker = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{sleep}'])"
+    command = [sys.executable, "-c", f"{worker}; {sleep}"]
+    runs = f"from nnunet_ssl.bench.commands import *\nwith own_log(Path({str(path)!r}), lambda: None) as log:\n" \
+           f"    run_command({command!r}, log, os.environ)"  # fmt: skip
+    killed = subprocess.Popen([sys.executable, "-c", runs])
+    deadline = time.monotonic() + 60
+    while not path.is_file() or commands.PROCESS not in path.read_text():
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    orphan = int(path.read_text().split(commands.PROCESS)[1].split()[0])
+    killed.kill()
+    killed.wait()
+    monkeypatch.setattr(commands, "POLL_S", 0.02)
     said: list[str] = []
 
     def end_it() -> None:
         said.append(path.read_text())
-        assert orphan.stdin is not None
-        orphan.stdin.close()
+        os.kill(orphan, signal.SIGKILL)
 
-    with own_log(path, end_it) as log:
-        assert said == [""] and path.read_text() == "ended\n"
-        assert run_command([sys.executable, "-c", "print('next')"], log, {}) == 0
+    with commands.own_log(path, end_it) as log:
+        assert len(said) == 1
+        assert commands.run_command([sys.executable, "-c", "print('next')"], log, {}) == 0
     assert path.read_text().splitlines()[-1] == "next"
-    with own_log(path, lambda: pytest.fail("nobody has it")):
+    with commands.own_log(path, lambda: pytest.fail("nobody has it")):
         pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX's signals")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_runner_that_is_stopped_ends_its_commands_and_records_nothing(
+    bench: SimpleNamespace, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[float] = []
+
+    def slow(command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
+        started.append(time.monotonic())
+        if len(started) == 2:
+            Timer(0.5, os.kill, (os.getpid(), getattr(signal, number))).start()
+        return commands.run_command([sys.executable, "-c", "import time; time.sleep(300)"], log, env)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(bench.grid, "cpu", 2, run=slow).all()
+    assert len(started) == 2 and time.monotonic() - started[0] < 60
+    assert not bench.grid.results.exists() and not commands.RUNNING and signal.getsignal(signal.SIGTERM) == before
+    assert "the same command goes on" in capsys.readouterr().out
+    assert len(runner(bench).todo()) == 10
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX's locks")
@@ -381,7 +416,7 @@ def test_a_job_of_another_runner_is_not_run_beside_it(
 ) -> None:
     job = next(bench.grid.jobs())
     runner(bench).ready([job])
-    other = own_log(folders_of(job).log, lambda: None)
+    other = commands.own_log(folders_of(job).log, lambda: None)
     other.__enter__()
     row = {"job": job.key, "status": status, "scores": {}}
     with ThreadPoolExecutor() as pool:
@@ -453,6 +488,8 @@ def test_a_dry_run_says_what_would_happen(bench: SimpleNamespace, capsys: pytest
 
 @pytest.mark.parametrize("old, new, words", [
     ('checkpoint = "', 'checkpoint = "/gone', "The checkpoint /gone.* is not there"),
+    ("tolerance_mm = 2.0", "tolerance_mm = 2.0  # gone", "has no .*labelsTs with .nii.gz files.*validation"),
+    ("[settings]", "[settings]\nnum_epoch = 3", 'Did you mean "num_epochs"'),
     ("labelled = [1]", "labelled = [1, 99]", "asks for 99 labelled cases of dataset 4, fold 0, which has [0-9]"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_said_before_anything_runs(
@@ -461,6 +498,9 @@ def test_what_cannot_be_run_is_said_before_anything_runs(
     text = bench.path.read_text(encoding="utf-8")
     assert old in text
     bench.path.write_text(text.replace(old, new), encoding="utf-8")
+    if new.endswith("# gone"):
+        for name in ("imagesTs", "labelsTs"):
+            shutil.rmtree(bench.commands.raw / name)
     for more in (["--dry-run"], []):
         assert main(["bench", "run", str(bench.path), *more]) == 1
         assert re.search(words, capsys.readouterr().err)

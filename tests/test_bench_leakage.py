@@ -34,7 +34,7 @@ SHORT = GRID.replace('labelled = [1, 2, "all"]', "labelled = [1]").replace("draw
 def seen(bench: SimpleNamespace) -> SimpleNamespace:
     """A dataset with two test images, and a function that writes a checkpoint with these volumes into the grid."""
     raw = bench.commands.raw
-    (raw / "imagesTs").mkdir()
+    (raw / "imagesTs").mkdir(exist_ok=True)
     for number in range(2):
         image = sitk.GetImageFromArray(np.random.default_rng(number).normal(size=(6, 8, 8)).astype(np.float32))
         image.SetSpacing((1.0, 1.0, 2.0))

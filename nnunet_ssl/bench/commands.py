@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +18,54 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
+POLL_S = 1.0
+PROCESS = "# process "  # a line of a log: who writes what follows
+RUNNING: set[subprocess.Popen[bytes]] = set()
 Run = Callable[[Sequence[str], TextIO, Mapping[str, str]], int]
 
 
 @contextmanager
 def own_log(path: Path, when_busy: Callable[[], None]) -> Iterator[TextIO]:
-    """The job's log, open to be added to, and nobody else's: what this process starts with it as its output owns it
-    too, until it ends. A training whose runner was killed goes on writing into its folder; a second one beside it
-    would spoil both. Where the log is somebody's, ``when_busy`` is called and its end waited for.
+    """The job's log, open to be added to, and nobody else's: neither another runner's nor that of a command whose
+    runner was killed, which goes on writing into the job's folder. Where it is, ``when_busy`` is called and the end
+    waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
+    # two files: a lock on the commands' output would live on in their workers, which may outlast them by days
+    with path.open("a") as lock, path.open("a", encoding="utf-8") as stream:
         if fcntl is not None:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 when_busy()
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        if _goes_on(path):
+            when_busy()
+            while _goes_on(path):
+                time.sleep(POLL_S)
         yield stream
+
+
+def _goes_on(log: Path) -> bool:
+    """Whether the last command in a log is still at work on this machine."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    started = [line for line in lines if line.startswith(("$ ", PROCESS))][-2:]
+    if len(started) < 2 or not started[1].startswith(PROCESS):
+        return False
+    number, _, host = started[1].removeprefix(PROCESS).partition(" on ")
+    return host == platform.node() and _command_of(number).endswith(started[0].partition(" ")[2])
+
+
+def _command_of(process: str) -> str:
+    """What a process was started as, or nothing; its number may be another's by now."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8").rstrip("\0").replace("\0", " ")
+    except OSError:
+        pass
+    if Path("/proc/self").exists() or os.name == "nt":
+        return ""
+    done = subprocess.run(["ps", "-ww", "-o", "args=", "-p", process], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def run_command(command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
@@ -41,12 +74,40 @@ def run_command(command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> 
     log.flush()
     with _held_signals():
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env)
+    RUNNING.add(process)
     try:
+        log.write(f"{PROCESS}{process.pid} on {platform.node()}\n")
+        log.flush()
         return process.wait()
     except BaseException:
         process.kill()
         process.wait()
         raise
+    finally:
+        RUNNING.discard(process)
+
+
+def end_commands() -> None:
+    """Ask all that run now to end."""
+    for process in list(RUNNING):
+        process.terminate()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, by a KeyboardInterrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -44,9 +44,9 @@ TALL = 640  # px of a figure that gets an upright sheet
 ABOUT = (
     "Dice: mean over subjects (of their mean over classes), without background, draws averaged. SD: between subjects. "
     "Intervals: 95 %, by bootstrap over draws and subjects, each resampled by itself. NSD: surface Dice at the "
-    "tolerance of the file. Minus scratch: paired with the same network trained from random weights under the same "
-    "protocol, on the same draws and subjects. Draws: the sign of every draw's difference; five alone cannot reach "
-    "p < .05. "
+    "tolerance named above each table. Minus scratch: paired with the same network trained from random weights under "
+    "the same protocol, on the same draws and subjects. Draws: the sign of every draw's difference; five alone "
+    "cannot reach p < .05. "
     "p: Wilcoxon signed-rank over subjects, draws averaged first, corrected by Holm over all rows of the page on one "
     "grid. Grid: of the voxels on which Dice is counted. Trainable: parameters that learn. Time a job: training, "
     "prediction and scoring. Jobs: finished ones, of those that the file asks for."
@@ -94,7 +94,7 @@ def as_html(
         for kind in ("few_shot", "classes", "parameters"):
             if figure := drawings.get(f"{kind}_{dataset.id}"):
                 parts.append(_figure(figure, _lacking(own)))
-        parts.append(_table(table_rows(own)))
+        parts.append(f"<p>{html.escape(_scored(dataset, own))}</p>{_table(table_rows(own))}")
         known = load_task(dataset.task).name if dataset.task else None
         parts += [published_html(one) for one in published if one.task == known]
     parts.append(f'<h2>How to read this</h2><p class="about">{html.escape(ABOUT)}</p>')
@@ -108,6 +108,12 @@ def as_html(
 
 def _title(dataset: Dataset) -> str:
     return f"Dataset {dataset.id}" + (f", {dataset.task}" if dataset.task else "")
+
+
+def _scored(dataset: Dataset, arms: Sequence[Arm]) -> str:
+    subjects = sorted({len(arm.cube.subjects) for arm in arms if arm.cube is not None})
+    number = " to ".join(dict.fromkeys(map(str, (subjects or [0])[:1] + subjects[-1:])))
+    return f"{number} scored subjects; tolerance of the NSD {dataset.tolerance_mm:g} mm."
 
 
 def _facts(arms: Sequence[Arm]) -> str:

@@ -11,14 +11,23 @@ from nnunet_ssl.bench.checkpoints import forget, read_once
 from nnunet_ssl.bench.grid import Job
 from nnunet_ssl.bench.results import folders_of
 from nnunet_ssl.errors import UserError
+from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, open_dataset, training_files
+from nnunet_ssl.nnunet.downstream.recipe import DownstreamRecipe
+from nnunet_ssl.nnunet.recipe import parse
 from nnunet_ssl.nnunet.splits import validation_cases
 
 
 def require_possible(jobs: Sequence[Job]) -> None:
-    """UserError for a checkpoint that is not there, and for more labelled cases than a fold has to choose from."""
+    """UserError for a checkpoint or test cases that are not there, for a field of ``ssl`` that does not exist, and for
+    more labelled cases than a fold has to choose from.
+    """
     for path in dict.fromkeys(job.pretraining.path for job in jobs):
         if not Path(path).is_file():
             raise UserError(f"The checkpoint {path} is not there. Correct its path in the grid.")
+    for job in {job.protocol.title: job for job in jobs}.values():
+        parse(job.settings, DownstreamRecipe)
+    for number in {job.dataset.id for job in jobs if job.dataset.cases == "test"}:
+        _require_test_cases(number)
     wanted: dict[tuple[int, int | str], int] = {}
     for job in jobs:
         place = (job.dataset.id, job.fold)
@@ -31,9 +40,19 @@ def require_possible(jobs: Sequence[Job]) -> None:
             )
 
 
+def _require_test_cases(number: int) -> None:
+    raw = environment_folder("nnUNet_raw") / dataset_name(number)
+    ending = load_json(raw / "dataset.json")["file_ending"]
+    lacks = [name for name in ("imagesTs", "labelsTs") if not any((raw / name).glob(f"*{ending}"))]
+    if lacks:
+        raise UserError(
+            f"{raw} has no {' and '.join(lacks)} with {ending} files, expected test cases to score. Put them there, or "
+            'give the dataset cases = "validation" in the grid.'
+        )
+
+
 def _choosable(number: int, fold: int | str) -> tuple[int, str]:
     """How many cases of a fold's training part ``ssl.labelled`` can choose from, and what it counts."""
-    from nnunet_ssl.nnunet.datasets import dataset_name, environment_folder, load_json, training_files
     from nnunet_ssl.nnunet.downstream.sampling import case_subjects
 
     name = dataset_name(number)
@@ -62,7 +81,6 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def _prepare_plan(jobs: Sequence[Job]) -> None:
     from nnunet_ssl.nnunet.adapting import AdaptRequest, make_adapted
-    from nnunet_ssl.nnunet.datasets import open_dataset
     from nnunet_ssl.nnunet.planners import existing_plans
     from nnunet_ssl.nnunet.preprocessing import is_preprocessed, preprocess
 
@@ -72,7 +90,10 @@ def _prepare_plan(jobs: Sequence[Job]) -> None:
     plans = existing_plans(dataset, first.plans)
     if plans is None:
         request = AdaptRequest(*where, first.dataset.spacing, settings=first.dataset.adapt)
-        plans = make_adapted(request, pretrained).plans
+        made = make_adapted(request, pretrained)
+        plans = made.plans
+        patch = next(iter(plans["configurations"].values()))["patch_size"]
+        print(f"{dataset.name}, {first.plans}: patch {patch}", *made.notes, sep="\n  ", flush=True)
     ready = set()
     for job in jobs:
         if not _is_there(plans, job, pretrained.sha256):
@@ -87,7 +108,6 @@ def _prepare_plan(jobs: Sequence[Job]) -> None:
 
 def _require_own(plans: Mapping[str, Any], job: Job) -> None:
     """UserError where the job's folder has a training by other settings: another grid's, or an earlier version's."""
-    from nnunet_ssl.nnunet.datasets import load_json
     from nnunet_ssl.nnunet.planners import resolved
 
     fold = folders_of(job).fold

@@ -9,10 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, TextIO
 
-from nnunet_ssl.bench.commands import Run, own_log, run_command, visible_gpus
+from nnunet_ssl.bench.commands import Run, end_commands, own_log, run_command, sigterm_as_interrupt, visible_gpus
 from nnunet_ssl.bench.grid import Grid, Job
 from nnunet_ssl.bench.leakage import Guard, Recorded, require_clean
 from nnunet_ssl.bench.preparing import prepare
@@ -35,7 +35,7 @@ class Runner:
     ) -> None:
         self.grid, self.device, self.workers, self.run = grid, device, workers, run
         self.guard, self.allow_leakage = guard or Guard(grid), allow_leakage
-        self.lock = Lock()
+        self.lock, self.stopping = Lock(), Event()
         self.gpus = visible_gpus()
 
     def todo(self) -> list[Job]:
@@ -58,8 +58,18 @@ class Runner:
         """Run what is to do; the new rows."""
         jobs = self.todo()
         self.ready(jobs)
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self.one, jobs, range(len(jobs))))
+        with ThreadPoolExecutor(self.workers) as pool, sigterm_as_interrupt():
+            futures = [pool.submit(self.one, job, number) for number, job in enumerate(jobs)]
+            try:
+                return [future.result() for future in futures]
+            except KeyboardInterrupt:
+                self.stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                print("Stopping the jobs that run; the same command goes on with them.", flush=True)
+                while not all(future.done() for future in futures):
+                    end_commands()
+                    time.sleep(0.1)
+                raise
 
     def ready(self, jobs: Sequence[Job]) -> None:
         """Make what the jobs need. UserError, before anything runs, where a pretraining has seen what it would be
@@ -86,8 +96,10 @@ class Runner:
 
         def wait() -> None:
             waited.append(True)
-            print(f"{job}: another process is at it; waiting for whoever has {folders.log} open to end", flush=True)
+            print(f"{job}: another process is at it; waiting for its end; {folders.log} says how far it is", flush=True)
 
+        if self.stopping.is_set():
+            raise KeyboardInterrupt
         with own_log(folders.log, wait) as log:
             row = latest(read_results(self.grid.results)).get(key_of(job)) if waited else None
             if row is not None and row["status"] == "done":
@@ -118,6 +130,9 @@ class Runner:
                 "evaluation": job.protocol.preset.name,
                 **scores,
             }
+        except KeyboardInterrupt:
+            self.stopping.set()
+            raise
         except UserError as error:
             row |= {"status": "failed", "error": str(error)}
         row["seconds"] = round(time.monotonic() - start, 1)
@@ -177,6 +192,8 @@ class Runner:
 
     def _call(self, command: list[str], log: TextIO, env: Mapping[str, str]) -> None:
         status = self.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], log, env)
+        if self.stopping.is_set():
+            raise KeyboardInterrupt  # neither done nor failed
         if status != 0:
             lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
             said = next((line for line in reversed(lines) if line.strip()), "nothing")

@@ -123,6 +123,8 @@ def _run(args: argparse.Namespace) -> int:
     failed = [row for row in rows if row["status"] != "done"]
     for row in failed:
         print(f"failed: {row['job']}: {row['error']}")
-    print(f"\n{len(rows) - len(failed)} jobs done, {len(failed)} failed; results in {grid.results}")
+    before = len(list(grid.jobs())) - len(rows)
+    said = f", {before} were done before" if before else ""
+    print(f"\n{len(rows) - len(failed)} jobs done, {len(failed)} failed{said}; results in {grid.results}")
     print(f"Next: nnunet_ssl bench report {args.grid}")
     return 1 if failed else 0

@@ -137,7 +137,7 @@ def _start(trainer: Any, network: Any, standardise: bool, fit: bool) -> None:
     seed = trainer.recipe.seed or 0
     keys = np.random.default_rng(seed).permutation(sorted(trainer.do_split()[0]))[:MAX_CASES].tolist()
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
-    what = "Fitting the head" if fit else "Measuring the features' moments"
+    what = "Fitting the head (ssl.head_init = random leaves that out)" if fit else "Measuring the features' moments"
     trainer.print_to_log_file(f"{what}: frozen features of {counted(keys)} ...")
     passes = (PASSES_FIT if fit else PASSES_MOMENTS) // len(keys)
     sample = sample_features(network, [dataset.load_case(key)[:2] for key in dataset.identifiers],
