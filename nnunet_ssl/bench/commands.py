@@ -39,6 +39,8 @@ def own_log(path: Path, when_busy: Callable[[], None]) -> Iterator[TextIO]:
             except BlockingIOError:
                 when_busy()
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:  # a network file system without locks: one runner at a time, there
+                pass
         if _goes_on(path):
             when_busy()
             while _goes_on(path):
