@@ -12,7 +12,15 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TextIO
 
-from nnunet_ssl.bench.commands import Run, end_commands, own_log, run_command, sigterm_as_interrupt, visible_gpus
+from nnunet_ssl.bench.commands import (
+    PROCESS,
+    Run,
+    end_commands,
+    own_log,
+    run_command,
+    sigterm_as_interrupt,
+    visible_gpus,
+)
 from nnunet_ssl.bench.grid import Grid, Job
 from nnunet_ssl.bench.leakage import Guard, Recorded, require_clean
 from nnunet_ssl.bench.preparing import prepare
@@ -196,7 +204,8 @@ class Runner:
             raise KeyboardInterrupt  # neither done nor failed
         if status != 0:
             lines = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-            said = next((line for line in reversed(lines) if line.strip()), "nothing")
+            of_command = (line for line in reversed(lines) if line.strip() and not line.startswith(PROCESS))
+            said = next(of_command, "nothing")
             raise UserError(f"{command[0]} ended with {status} ({said.strip()[:300]}); see {log.name}.")
 
     def _device(self) -> list[str]:
