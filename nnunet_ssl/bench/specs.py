@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from nnunet_ssl.bench.presets import DEFAULT, Preset, load_preset
 from nnunet_ssl.bench.task import load_task
 from nnunet_ssl.errors import UserError, did_you_mean
+from nnunet_ssl.nnunet.settings import SPACINGS
 
 TRAINERS = {
     "linear": "SSLLinearProbeTrainer",
@@ -54,8 +55,7 @@ class Dataset:
         require(0 < self.step_size <= 1, "datasets.step_size", self.step_size, "a number above 0, at most 1")
         good = all(isinstance(given, str) and re.match(r"[A-Za-z]\w*(\.\w+)*=", given) for given in self.adapt)
         require(good, "datasets.adapt", self.adapt, 'a list of KEY=VALUE, e.g. ["patch_size=[64,64,64]"]')
-        spacings = ("auto", "pretrained", "target")
-        require(self.spacing in spacings, "datasets.spacing", self.spacing, f"one of {', '.join(spacings)}")
+        require(self.spacing in SPACINGS, "datasets.spacing", self.spacing, f"one of {', '.join(SPACINGS)}")
         if self.task is not None:
             load_task(self.task)
         require(bool(self.folds), "datasets.folds", self.folds, 'a list of folds, e.g. [0] or ["all"]')

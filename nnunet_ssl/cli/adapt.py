@@ -6,6 +6,7 @@ import argparse
 import json
 
 from nnunet_ssl.cli.plan import add_settings, device_option
+from nnunet_ssl.nnunet.settings import SPACINGS
 
 NAME = "adapt"
 HELP = "Plan (and preprocess) a labelled dataset for a pretrained network."
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name of the labelled dataset")
     parser.add_argument("-w", "--weights", required=True, metavar="FILE", help="checkpoint_final.pth of a pretraining")
     parser.add_argument(
-        "--spacing", default="auto", choices=("auto", "pretrained", "target"),
+        "--spacing", default="auto", choices=SPACINGS,
         help="auto: the pretraining's if within 1.5x of the target's median on every axis, else the target's",
     )
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="what a training step may take (default 8)")

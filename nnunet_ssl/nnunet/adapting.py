@@ -32,11 +32,10 @@ from nnunet_ssl.nnunet.planning import Planned
 from nnunet_ssl.nnunet.preprocessing import data_facts, remember_data, share_data
 from nnunet_ssl.nnunet.reading import Pretrained, read_checkpoint
 from nnunet_ssl.nnunet.remarks import remarks
-from nnunet_ssl.nnunet.settings import check_ssl_names, collect, complete
+from nnunet_ssl.nnunet.settings import SPACINGS, check_ssl_names, collect, complete
 from nnunet_ssl.nnunet.source import INTENSITIES, Source, own_plan, source_of
 from nnunet_ssl.nnunet.weights import transfer
 
-SPACINGS = ("auto", "pretrained", "target")
 NEAR = 1.5  # auto: the pretraining's spacing, if no axis differs from the target's median by a larger factor
 GPU_MEMORY_GB = 8.0  # nnU-Net's default
 OF_DATASET = 0.05  # nnU-Net: a batch holds at most this part of the dataset's voxels

@@ -15,6 +15,7 @@ from nnunet_ssl.errors import UserError, did_you_mean
 from nnunet_ssl.nnunet.datasets import load_json
 from nnunet_ssl.nnunet.recipe import check_names, parse, to_block
 
+SPACINGS = ("auto", "pretrained", "target")  # of adapt: whose spacing a labelled dataset gets
 WORDS = {"None": None, "True": True, "False": False}  # Python's; "none" is a value of some fields
 # a configuration with one of these of its own cannot share its parent's preprocessed data
 DATA_KEYS = (
