@@ -168,6 +168,15 @@ def test_an_arm_is_compared_with_scratch_of_as_many_steps(tmp_path: Path) -> Non
     assert arms["finetune-long"].twin is arms["scratch-long"] and arms["linear"].twin is arms["scratch"]
     assert arms["finetune-odd"].twin is None
     assert arms["finetune-odd"].note == "not compared: no scratch arm of 1,750 steps"
+    assert arms["linear"].note == ""
+
+
+def test_an_arm_says_which_of_two_scratch_arms_it_is_compared_with(tmp_path: Path) -> None:
+    text = GRID + '[[protocols]]\nname = "scratch"\nlabel = "scratch-fast"\nsettings = {initial_lr = 0.3}\n'
+    arms = {arm.key[3]: arm for arm in arms_of(grid_with_results(tmp_path, text, value, CLASSES))
+            if arm.key[:2] == (4, 1)}  # fmt: skip
+    assert arms["linear"].twin is arms["scratch"]
+    assert arms["linear"].note == "compared with scratch (v's plan), the grid's first of 2 scratch arms"
 
 
 def test_published_figures_name_their_task_and_protocol() -> None:

@@ -139,14 +139,16 @@ def _comparison(own: Cube, theirs: Cube, target: str | None = None) -> Compariso
 
 
 def _scratch_arm(arm: Arm, twin: str, arms: Mapping[ArmKey, Arm]) -> Arm | None:
-    """The scratch arm of the same dataset, labelled cases, protocol of evaluation, grid and steps, or none."""
+    """The first scratch arm of the same dataset, labelled cases, protocol of evaluation, grid and steps, or none."""
     wanted = (*arm.key[:2], twin, arm.key[4])
     found = [other for key, other in arms.items() if other.scratch and (*key[:3], key[4]) == wanted
              and other.jobs[0].protocol.preset == arm.jobs[0].protocol.preset]  # fmt: skip
-    matched = next((other for other in found if other.jobs[0].steps == arm.jobs[0].steps), None)
-    if found and matched is None:
+    matched = [other for other in found if other.jobs[0].steps == arm.jobs[0].steps]
+    if found and not matched:
         arm.say(f"not compared: no scratch arm of {arm.jobs[0].steps:,} steps")
-    return matched
+    if len(matched) > 1:
+        arm.say(f"compared with {matched[0].title}, the grid's first of {len(matched)} scratch arms")
+    return matched[0] if matched else None
 
 
 def write_report(grid: Grid, output: str | Path | None = None) -> Path:
