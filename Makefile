@@ -25,6 +25,8 @@ $(STAMP): constraints.txt setup.py pyproject.toml
 	    $(BIN)/python -m pip install -q -c constraints.txt $(TORCH); \
 	    $(BIN)/python -m pip install -q --no-deps -r constraints.txt; \
 	    $(BIN)/python -m pip install -q --no-deps torchvision==0.16.2; \
+	    $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install -q --no-deps triton==3.7.1 || \
+	        echo "No Triton here: the tests of its kernels are skipped."; \
 	    $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .; \
 	else \
 	    echo "constraints.txt is made for Python 3.11: here pip chooses the versions."; \

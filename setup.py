@@ -96,7 +96,16 @@ setup(
     extras_require={
         "bench": ["surface-distance", "scipy<2"],
         "slurm": ["submitit"],
-        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "mypy", "setuptools", "wheel"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "pytest-timeout",
+            "ruff",
+            "mypy",
+            "setuptools",
+            "wheel",
+            "triton>=3.3; sys_platform == 'linux'",
+        ],
     },
     entry_points={"console_scripts": ["nnunet_ssl = nnunet_ssl.cli.main:main"]},
     cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth},

@@ -7,6 +7,7 @@ The paper's setting: FPN3d, patches of 32 x 128 x 128 voxels, 1,024 voxels a pai
 Times are wall milliseconds after the device has finished. "pairs_per_s" are voxel pairs; "of_ceiling" is the share of
 the bfloat16 rate of an 8,192^3 matrix product, measured here, counting products and convolutions of forward and
 backward pass; "idle" is the share of a step with loader that the same step with its batch on the device does not need.
+"l2_error" of a loss is its gradient's difference from the float32 one's in parts of its length.
 The loader takes nnU-Net (--workers 0 leaves it out, and all but torch, numpy and scipy with it).
 """
 
@@ -28,7 +29,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ssl.intensity import ChannelUnits, augment
-from nnunet_ssl.losses import info_nce
+from nnunet_ssl.losses import fused, info_nce
+from nnunet_ssl.losses.info_nce import PRECISIONS
 from nnunet_ssl.networks import FPN3dUNet
 from nnunet_ssl.nnunet import devices
 from nnunet_ssl.nnunet.network import PretrainNetwork
@@ -75,7 +77,7 @@ class Step:
 
     def __init__(self, args: argparse.Namespace, compiled: bool) -> None:
         self.patch, self.device = args.patch, torch.device(args.device)
-        self.recipe = vox2vec.Recipe(pairs_per_batch=args.pairs, amp="bf16", loss_precision="reduced")
+        self.recipe = vox2vec.Recipe(pairs_per_batch=args.pairs, amp="bf16", loss_precision=args.loss_precision)
         self.dtype, self.scaler = devices.precision(self.recipe.amp, self.device)
         torch.manual_seed(0)
         backbone = FPN3dUNet(1, 2, False, base_channels=args.base, num_scales=args.scales)
@@ -133,13 +135,23 @@ def ceiling(args: argparse.Namespace) -> float:
 
 
 def loss_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    def run(z: Tensor, precision: str) -> None:
-        info_nce(*(part.detach().requires_grad_() for part in z), precision=precision).backward()
+    def gradient(z: Tensor, precision: str) -> Tensor:
+        parts = [part.detach().requires_grad_() for part in z]
+        info_nce(*parts, precision=precision).backward()
+        return torch.cat([part.grad for part in parts])
 
     rows = []
     for pairs in (args.pairs * args.voxels, 128 if args.quick else 65536):
         z = torch.nn.functional.normalize(torch.randn(2, pairs, 128, device=args.device), dim=-1)
-        rows += [row(f"InfoNCE, {pairs} pairs, {kind}", partial(run, z, kind), args) for kind in ("float32", "reduced")]
+        exact = gradient(z, "float32")
+        for kind in PRECISIONS:
+            what = f"InfoNCE, {pairs} pairs, {kind}"
+            try:
+                error = float((gradient(z, kind) - exact).norm() / exact.norm())
+                kernels = kind == "fused" and fused.usable(z[0])
+                rows.append(row(what, partial(gradient, z, kind), args, l2_error=error, kernels=kernels))
+            except Exception as e:  # a kernel that a device refuses does not cost the rows before it
+                rows.append({"what": what, "failed": repr(e)})
     return rows
 
 
@@ -181,6 +193,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--base", type=int, default=16)
     parser.add_argument("--workers", type=int, default=16, help="of the loader; 0: no loader")
+    parser.add_argument("--loss-precision", choices=PRECISIONS, default="reduced", help="of the steps")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args()
     args.patch, args.scales, args.voxels, shape = (32, 128, 128), 6, 1024, (250, 350, 300)

@@ -35,7 +35,7 @@ class BaseRecipe:
     vicreg_cov: float = 1.0
     lambda_off: float = 5e-3  # Barlow Twins: weight of the off-diagonal terms
     gather: str = "all"  # all: points of all processes are compared; none: of each process alone
-    loss_precision: str = "float32"  # of info_nce's products; reduced: bfloat16
+    loss_precision: str = "float32"  # of info_nce's products; reduced: bfloat16; fused: float16, in kernels on a GPU
 
     # from levels to embeddings
     level_width: str | int = "native"  # a number: every level is projected to this many channels
@@ -126,7 +126,7 @@ def base_rules(objective: str) -> dict[str, fields.Rule]:
         "schedule": ("constant", "cosine", "poly"),
         "amp": ("auto", "bf16", "fp16", "off"),
         "gather": ("all", "none"),
-        "loss_precision": ("float32", "reduced"),
+        "loss_precision": ("float32", "reduced", "fused"),
     }
     groups: list[tuple[fields.Rule, str]] = [
         (fields.whole(1), "volumes_per_batch save_every num_epochs num_iterations_per_epoch"),

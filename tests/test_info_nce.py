@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nnunet_ssl import tiles
 from nnunet_ssl.losses import info_nce
+from nnunet_ssl.objectives.vox2vec import Recipe
 from tests.oracles import losses as oracle
 
 MODULE = import_module("nnunet_ssl.losses.info_nce")
@@ -187,6 +188,16 @@ def test_one_pair_has_no_negative():
     value, gradient = value_and_gradient(info_nce, *pairs(1, 4), 0.1)
     assert value == 0
     assert not gradient.any()
+
+
+@pytest.mark.parametrize("precision", [*MODULE.PRECISIONS, "half"])
+def test_a_recipe_takes_what_the_loss_takes(precision):
+    recipe = Recipe(loss_precision=precision)
+    if precision in MODULE.PRECISIONS:
+        recipe.validate()
+    else:
+        with pytest.raises(ValueError, match="loss_precision"):
+            recipe.validate()
 
 
 def test_nan_is_passed_on():

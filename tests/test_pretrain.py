@@ -73,7 +73,7 @@ def test_validation_alone_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     {"spatial": "affine", "flip_axes": [2], "volumes_per_batch": 2, "optimizer": "adamw"},
     {"intensity": "none", "pairs_per_batch": None, "num_val_iterations_per_epoch": 0, "amp": "bf16",
      "loss_precision": "reduced"},
-    {"intensity": "zscore", "voxels_per_pair": 4000},
+    {"intensity": "zscore", "voxels_per_pair": 4000, "loss_precision": "fused"},
 ], ids=lambda ssl: "-".join(map(str, ssl.values())).replace(" ", ""))  # fmt: skip
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ssl: dict[str, Any]) -> None:
     tiny = tiny_dataset(tmp_path, cases=2, ssl={**SHORT, "num_epochs": 1, **ssl})

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_ssl.losses import fused
 from nnunet_ssl.tiles import Tiles
 
 # Rows and columns of a tile. Buffers of 1 MiB stay in the cache of a CPU; a GPU wants larger matrix products.
 _TILE = {"cpu": 512, "cuda": 2048}
-PRECISIONS = ("float32", "reduced")
+PRECISIONS = ("float32", "reduced", "fused")
 _PLAIN = 64.0
 """Exponents of two up to which sums of their powers, and the quotients of these, are ordinary float32 numbers."""
 _REDUCED = 16.0
-"""Exponents of two up to which bfloat16 products do (unit vectors: a temperature of 0.09)."""
+"""Exponents of two up to which products of short numbers do (unit vectors: a temperature of 0.09)."""
 
 
 def info_nce(
@@ -39,7 +40,8 @@ def info_nce(
     :param temperature: positive; 0.1 in vox2vec, 0.53 in Pix2Rep
     :param reduction: "mean" over pairs, or "none"
     :param precision: "float32", or "reduced": the products of float32 embeddings from bfloat16 numbers, the gradient
-        then being off by less than 1 % of its length. What could be off by more (unit vectors at a temperature below
+        then being off by less than 1 % of its length; or "fused": from float16 numbers, in two kernels, where
+        ``fused.usable``, elsewhere as "reduced". What could be off by more (unit vectors at a temperature below
         0.09, longer ones below more) is computed as with "float32"
     :return: scalar, or (N,) for "none"; float32 (float64 for float64 inputs)
     :raises ValueError: shapes differ, no pairs, temperature not positive, unknown reduction or precision
@@ -54,8 +56,9 @@ def info_nce(
         raise ValueError(f"precision is {precision!r}, expected {' or '.join(map(repr, PRECISIONS))}")
     dtype = torch.promote_types(torch.promote_types(z_a.dtype, z_b.dtype), torch.float32)
     joint = torch.cat([z_a.to(dtype), z_b.to(dtype)])  # (2N, d)
-    reduced = precision == "reduced" and dtype == torch.float32
-    losses: Tensor = _InfoNCE.apply(joint, float(temperature), reduced)  # type: ignore[no-untyped-call]
+    if dtype != torch.float32:
+        precision = "float32"  # at least
+    losses: Tensor = _InfoNCE.apply(joint, float(temperature), precision)  # type: ignore[no-untyped-call]
     return losses.mean().to(dtype) if reduction == "mean" else losses.to(dtype)
 
 
@@ -83,16 +86,32 @@ def _sum_shifted(tiles: Tiles, rest: Tensor, shift: Tensor) -> None:
             add(shift[columns], rest[columns], tile, scratch, 0)
 
 
+def _weighted(tiles: Tiles, factor: Tensor, shift: Tensor | None) -> Tensor:
+    """(2N, d): every row's sum of the other vectors, own and partner left out, by the softmaxes that contain both."""
+    gradient = torch.zeros_like(tiles.joint)
+    for rows, columns, tile, scratch in tiles:  # 0 where the exponent is -inf
+        # softmax of row i at j and of row j at i: the derivative by the one similarity that both contain
+        if shift is None:
+            torch.add(factor[rows, None], factor[columns], out=scratch)
+            tile.exp2_().mul_(scratch)
+        else:
+            torch.sub(tile, shift[rows, None], out=scratch).exp2_().mul_(factor[rows, None])
+            tile.sub_(shift[columns]).exp2_().mul_(factor[columns]).add_(scratch)
+        tiles.add_product(gradient, rows, columns, tile)
+    return gradient
+
+
 class _InfoNCE(torch.autograd.Function):
     """(2N, d) -> losses of the N pairs. Its gradient keeps the embeddings and a few numbers a row."""
 
     @staticmethod
-    def forward(ctx: Any, joint: Tensor, temperature: float, reduced: bool) -> Tensor:
+    def forward(ctx: Any, joint: Tensor, temperature: float, precision: str) -> Tensor:
         size = _TILE.get(joint.device.type, 1024)
         tiles = Tiles(joint, temperature, size)
         largest = tiles.largest()
         plain = largest <= _PLAIN  # not so for NaN
-        ctx.half = reduced and largest <= _REDUCED
+        ctx.half = precision != "float32" and largest <= _REDUCED
+        ctx.fused = precision == "fused" and ctx.half and fused.usable(joint)
         if ctx.half:
             tiles = Tiles(joint, temperature, size, half=True)
         # what is a number a row, in float64: it costs nothing, and a loss near 0 keeps its digits
@@ -100,7 +119,9 @@ class _InfoNCE(torch.autograd.Function):
         partner = tiles.partners(wide).repeat(2)
         rest = joint.new_zeros(len(joint), dtype=wide)
         shift = None if plain else partner.to(joint.dtype, copy=True)
-        if shift is None:
+        if ctx.fused:
+            rest = fused.sums(joint, temperature).to(wide)
+        elif shift is None:
             _sum_plainly(tiles, rest)
         else:
             _sum_shifted(tiles, rest, shift)
@@ -120,17 +141,10 @@ class _InfoNCE(torch.autograd.Function):
         weight = (grad / 2).repeat(2)  # d loss / d row's own term, (2N,)
         pull = -(weight * missing).view(2, -1).sum(0).to(joint.dtype)  # by the similarity of a pair, (N,)
         factor = (weight * torch.exp2(-total)).to(joint.dtype)
-        gradient = torch.zeros_like(joint)
-        tiles = Tiles(joint, ctx.temperature, ctx.size, ctx.half)
-        for rows, columns, tile, scratch in tiles:  # 0 where the exponent is -inf
-            # softmax of row i at j and of row j at i: the derivative by the one similarity that both contain
-            if shift is None:
-                torch.add(factor[rows, None], factor[columns], out=scratch)
-                tile.exp2_().mul_(scratch)
-            else:
-                torch.sub(tile, shift[rows, None], out=scratch).exp2_().mul_(factor[rows, None])
-                tile.sub_(shift[columns]).exp2_().mul_(factor[columns]).add_(scratch)
-            tiles.add_product(gradient, rows, columns, tile)
+        if ctx.fused:
+            gradient = fused.gradients(joint, ctx.temperature, factor)
+        else:
+            gradient = _weighted(Tiles(joint, ctx.temperature, ctx.size, ctx.half), factor, shift)
         # pairs by themselves: among thousands of small weights in one product their large one would cost digits
         gradient.view(2, len(pull), -1).addcmul_(pull[:, None], joint.view(2, len(pull), -1).flip(0))
         return gradient.div_(ctx.temperature), None, None
