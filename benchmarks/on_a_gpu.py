@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_ssl import fused
 from nnunet_ssl.intensity import ChannelUnits, augment
-from nnunet_ssl.losses import fused, info_nce
+from nnunet_ssl.losses import info_nce
 from nnunet_ssl.losses.info_nce import PRECISIONS
 from nnunet_ssl.networks import FPN3dUNet
 from nnunet_ssl.nnunet import devices

@@ -1,4 +1,4 @@
-"""The kernels of nnunet_ssl.losses.fused on a CPU, by Triton's interpreter, against the formula in float64.
+"""The kernels of nnunet_ssl.fused on a CPU, by Triton's interpreter, against the formula in float64.
 
 Run by test_fused.py as ``TRITON_INTERPRET=1 python -m tests.fused_in_interpreter``: Triton reads the variable when it
 is imported. Prints a JSON list, an entry a case.
@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from nnunet_ssl.losses import fused, info_nce
+from nnunet_ssl import fused
+from nnunet_ssl.losses import info_nce
 from tests.test_info_nce import pairs, relative, value_and_gradient, written_out
 
 launched = []

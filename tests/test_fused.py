@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssl.losses import fused, info_nce
+from nnunet_ssl import fused
+from nnunet_ssl.losses import info_nce
 from tests.test_info_nce import pairs, value_and_gradient
 
 needs_triton = pytest.mark.skipif(util.find_spec("triton") is None, reason="Triton is not installed (make venv does)")
@@ -42,7 +43,7 @@ def test_kernels_compile_and_keep_to_their_registers(tmp_path, name, width, capa
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from nnunet_ssl.losses import kernels
+    from nnunet_ssl import kernels
 
     kernel, how = getattr(kernels, name), fused.NARROW if width <= 128 else fused.WIDE
     constants = {"WIDTH": width, "ROWS": how.rows, "COLUMNS": how.columns}

@@ -15,7 +15,7 @@ BRIDGE = ("nnunet", "cli", "discovery", "bench")
 NEITHER = ("demo", "phantom.py")  # the demo runs commands; the phantom is made with numpy and scipy
 HEAVY = {"nnunetv2", "SimpleITK", "blosc2", "batchgenerators", "batchgeneratorsv2", "acvl_utils",
          "dynamic_network_architectures"}  # fmt: skip
-MORE = {"losses/kernels.py": {"triton"}}  # imported by losses/fused.py where it is installed
+MORE = {"kernels.py": {"triton"}}  # imported by fused.py where it is installed
 FIXED_LIMITS = {"function": 40, "file": 250, "trainer": 40}
 
 

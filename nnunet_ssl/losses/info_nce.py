@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.losses import fused
+from nnunet_ssl import fused
 from nnunet_ssl.tiles import Tiles
 
 # Rows and columns of a tile. Buffers of 1 MiB stay in the cache of a CPU; a GPU wants larger matrix products.

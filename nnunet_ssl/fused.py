@@ -69,7 +69,7 @@ def _launch(kernel: Any, vectors: Tensor, *others: Tensor) -> None:
 def sums(joint: Tensor, temperature: float) -> Tensor:
     """(n, d) float32, row i the partner of row i + n / 2 -> (n,) float32: every row's sum of exp(<e_i, e_j> /
     temperature) over all j but itself and its partner, from products of float16 numbers."""
-    from nnunet_ssl.losses import kernels
+    from nnunet_ssl import kernels
 
     vectors, _ = _prepared(joint, temperature)
     rest = joint.new_empty(len(joint))
@@ -82,7 +82,7 @@ def gradients(joint: Tensor, temperature: float, factor: Tensor) -> Tensor:
 
     The same j as in ``sums``.
     """
-    from nnunet_ssl.losses import kernels
+    from nnunet_ssl import kernels
 
     vectors, scale = _prepared(joint, temperature)
     largest = factor.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
