@@ -48,8 +48,9 @@ def made(root: Path) -> SimpleNamespace:
     return SimpleNamespace(grid=grid, env=data.env, results=root / "grid.results.jsonl", trained=data.results)
 
 
-def start(bench: SimpleNamespace) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "nnunet_ssl.cli.main", "bench", "run", str(bench.grid), "-device", "cpu"]
+def start(bench: SimpleNamespace, *action: str) -> subprocess.Popen[str]:
+    action = action or ("run",)
+    command = [sys.executable, "-m", "nnunet_ssl.cli.main", "bench", *action, str(bench.grid), "-device", "cpu"]
     return subprocess.Popen(
         command, env=bench.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True, encoding="utf-8", errors="replace",
@@ -81,3 +82,23 @@ def test_a_killed_run_gives_the_same_table(tmp_path: Path) -> None:
     found = finish(killed)
     assert [row["status"] for row in found] == ["done"] and found[0]["scores"] == expected[0]["scores"]
     assert "--c" in next(killed.trained.rglob("*.log")).read_text()
+
+
+def test_a_search_trains_at_several_rates(tmp_path: Path) -> None:
+    """By real trainings: the rates that were set are those that the configurations have, and the rest is the grid's."""
+    bench = made(tmp_path)
+    text = bench.grid.read_text()
+    bench.grid.write_text(text.replace("folds = [0]", "folds = [1]").replace("num_epochs = 3", "num_epochs = 1"))
+    said, _ = (process := start(bench, "search", "--more", "0")).communicate(timeout=600)
+    assert process.returncode == 0, said
+    rows = read_results(tmp_path / "grid_search.results.jsonl")
+    assert [row["status"] for row in rows] == ["done"] * 3 and not bench.results.exists()
+    assert [row["settings"]["initial_lr"] for row in rows] == [0.0003, 0.001, 0.003]
+    for row in rows:
+        plans = next(bench.trained.glob(f"*/*__{row['plans']}__{row['configuration']}/plans.json"))
+        block = json.loads(plans.read_text())["configurations"][row["configuration"]]["ssl"]
+        assert block["initial_lr"] == row["settings"]["initial_lr"] and block["num_epochs"] == 1
+    assert "tiny, linear:  0.0003: 0." in said and "-> initial_lr = 0." in said
+    process = start(bench, "search", "--fold", "1")
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 1 and "chosen on what is scored" in said and "Traceback" not in said

@@ -24,12 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             help="run though a pretraining has seen scored cases; rows and tables say so")
     run_parser.add_argument("--slurm", action="append", nargs="?", const="", metavar="KEY=VALUE",
                             help="each job as a job of Slurm; options over those of the file's [slurm], repeatable")
+    _add_search(actions.add_parser("search", help="every arm's learning rate, chosen on training cases"))
     report_parser = actions.add_parser("report", help="tables (CSV, Markdown, LaTeX) and a page of what is done")
     report_parser.add_argument("grid", metavar="FILE.toml")
     report_parser.add_argument("-o", "--output", metavar="FOLDER", help="default: beside the grid, <name>_report")
     tasks_parser = actions.add_parser("tasks", help="the public datasets that the benchmark knows; NAME: all of one")
     tasks_parser.add_argument("name", nargs="?", metavar="NAME")
     _add_prepare(actions.add_parser("prepare", help="a downloaded public dataset -> an nnU-Net raw dataset with folds"))
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grid", metavar="FILE.toml", help="its arms are tried at rates about their own, a factor of "
+                        "three apart, and scored on a fold's validation cases; pretrainings may have seen these")
+    parser.add_argument("--labelled", metavar="N", help='labelled cases, or "all" (default: the middle of the grid\'s)')
+    parser.add_argument("--draws", type=int, default=1, metavar="K", help="draws of them (default 1)")
+    parser.add_argument("--fold", default="0", metavar="FOLD", help="not one that the grid scores (default 0)")
+    parser.add_argument("--more", type=int, default=3, metavar="K",
+                        help="most rates beyond the first three, where the best is the least or greatest (default 3)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="K", help="as of run")
+    parser.add_argument("-device", dest="device", help="cpu, cuda or mps, as nnU-Net's")
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +61,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 where a job failed."""
     actions: dict[str, Callable[[argparse.Namespace], int]]
-    actions = {"run": _run, "report": _report, "tasks": _tasks, "prepare": _prepare}
+    actions = {"run": _run, "search": _search, "report": _report, "tasks": _tasks, "prepare": _prepare}
     return actions[args.action](args)
 
 
@@ -89,6 +102,36 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _search(args: argparse.Namespace) -> int:
+    from nnunet_ssl.bench.grid import read_grid
+    from nnunet_ssl.bench.preparing import require_possible
+    from nnunet_ssl.bench.runner import Runner
+    from nnunet_ssl.bench.search import Search, lines_of, run_search, search_of
+
+    def run(search: Search) -> None:
+        runner = Runner(search, args.device, _positive("--jobs", args.jobs), allow_leakage=True)
+        require_possible(list(search.jobs()))
+        runner.all()
+
+    def number(text: str) -> int | str:
+        return int(text) if text.isdecimal() else text
+
+    labelled = None if args.labelled is None else number(args.labelled)
+    search = search_of(read_grid(args.grid), labelled, _positive("--draws", args.draws), number(args.fold))
+    found = run_search(search, run, args.more)
+    print("\n".join(["", *lines_of(search, found), f"\nEvery score: {search.results}"]))
+    print(f"Next: the rates into {args.grid}, then nnunet_ssl bench run {args.grid}")
+    return 1 if any(one.best is None for one in found) else 0
+
+
+def _positive(option: str, value: int) -> int:
+    from nnunet_ssl.errors import UserError
+
+    if value < 1:
+        raise UserError(f"{option} is {value}; expected a number from 1 up.")
+    return value
+
+
 def _report(args: argparse.Namespace) -> int:
     from nnunet_ssl.bench.grid import read_grid
     from nnunet_ssl.bench.report import write_report
@@ -109,12 +152,9 @@ def _run(args: argparse.Namespace) -> int:
     from nnunet_ssl.bench.grid import read_grid
     from nnunet_ssl.bench.preparing import require_possible
     from nnunet_ssl.bench.runner import Runner
-    from nnunet_ssl.errors import UserError
 
     grid = read_grid(args.grid)
-    if args.jobs < 1:
-        raise UserError(f"--jobs is {args.jobs}; expected a number from 1 up.")
-    runner = Runner(grid, args.device, args.jobs, allow_leakage=args.allow_leakage)
+    runner = Runner(grid, args.device, _positive("--jobs", args.jobs), allow_leakage=args.allow_leakage)
     require_possible(list(grid.jobs()))
     if args.dry_run:
         print("\n".join(estimate(grid, runner.todo())))
