@@ -1,6 +1,6 @@
 """InfoNCE's sums and gradient in two kernels, for devices that run Triton's: ``info_nce(..., precision="fused")``.
 
-Nothing of what a similarity needs goes through the device's memory, and a loss is two launches instead of some
+Nothing of what a similarity needs goes through the device's memory, and a loss is two launches instead of about a
 thousand. ``tiles`` computes the same and is what the kernels are tested against.
 """
 
