@@ -102,12 +102,24 @@ def test_a_grid_names_every_job_once(tmp_path: Path) -> None:
     assert grid.results == tmp_path / "grid.results.jsonl"
 
 
+def test_a_pretraining_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    own = 'name = "first"\nsettings = {ft-fast = {initial_lr = 0.3}}'
+    plain, changed = (list(read_grid(write_grid(tmp_path, text)).jobs())
+                      for text in (GRID, GRID.replace('name = "first"', own)))  # fmt: skip
+    for before, after in zip(plain, changed, strict=True):
+        mine = (before.pretraining.name, before.protocol.title) == ("first", "ft-fast")
+        assert after.settings == {**before.settings, **({"initial_lr": 0.3} if mine else {})}
+    assert any(job.settings.get("initial_lr") == 0.3 for job in changed)
+
+
 BAD = [
     ("draws = 2", "draws = 0", "datasets.draws is 0; expected a whole number"),
     ('name = "linear"', 'name = "lineal"', 'protocols.name is "lineal"; expected one of linear'),
     ("labelled = [1", "labeled = [1", 'Unknown key "labeled" .* Did you mean "labelled"'),
     ("labelled = [1,", "labelled = [0,", r"datasets.labelled is \[0, 2"),
     ('name = "second"', 'name = "first"', "names the pretraining first twice"),
+    ('name = "first"', 'name = "first"\nsettings = {lineal = {seed = 1}}', 'settings of first.* Did you mean "linear"'),
+    ('name = "first"', 'name = "first"\nsettings = {linear = 1}', "pretrainings.settings is .*; expected tables by"),
     ('twin = "first"', 'twin = "third"', "The twin of second is third; there are: first, second"),
     ('name = "first"', 'name = "a/b"', "letters, digits"), ("id = 4\n", "", "lacks id"),
     ("[[protocols]]", "[[protocol]]", r"tables of trainers are \[\[protocols\]\]"),

@@ -117,7 +117,8 @@ class Grid:
     ) -> Job:
         chosen = {} if labelled == "all" else {"labelled": {"n": labelled, "draw": draw}}
         preset = protocol.preset
-        settings = {**preset.settings, **self.settings, **protocol.settings, **chosen}
+        own = pretraining.settings.get(protocol.title, {})
+        settings = {**preset.settings, **self.settings, **protocol.settings, **own, **chosen}
         plan = {**preset.plan, **self.plan, **protocol.plan}
         return Job(dataset, pretraining, protocol, labelled, draw, fold, settings, plan)
 
@@ -168,5 +169,6 @@ def _check_names(grid: Grid) -> None:
     for pretraining in grid.pretrainings:
         if pretraining.twin is not None and pretraining.twin not in names:
             raise UserError(f"The twin of {pretraining.name} is {pretraining.twin}; there are: {', '.join(names)}.")
+        check_keys(pretraining.settings, [p.title for p in grid.protocols], f"the settings of {pretraining.name}")
 
 

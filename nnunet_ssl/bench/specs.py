@@ -64,16 +64,20 @@ class Dataset:
 @dataclass(frozen=True)
 class Pretraining:
     """A checkpoint (``~`` and ``$nnUNet_results`` are filled in) and what the tables call it. twin: the pretraining
-    whose scratch arm is this one's comparison (same network, patch and data); default its own.
+    whose scratch arm is this one's comparison (same network, patch and data); default its own. settings: by a
+    protocol's title, fields of the ``ssl`` block over that protocol's (``{finetune = {initial_lr = 0.3}}``).
     """
 
     name: str
     checkpoint: str
     twin: str | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise UserError for values that cannot be used."""
         require(bool(NAME.fullmatch(self.name)), "pretrainings.name", self.name, "letters, digits and -")
+        good = all(isinstance(table, Mapping) for table in self.settings.values())
+        require(good, "pretrainings.settings", self.settings, "tables by protocol: {finetune = {initial_lr = 0.3}}")
 
     @property
     def path(self) -> str:
