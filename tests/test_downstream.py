@@ -102,6 +102,19 @@ def test_recipe_fills_open_fields_by_protocol():
     assert not resolve(DownstreamRecipe(standardise=True, head="linear"), Protocol("x")).standardise
 
 
+@pytest.mark.parametrize(("recipe", "protocol", "standardise", "head_init"), [
+    ({}, {"staged": True}, True, "random"),
+    ({"standardise": False}, {"staged": True}, False, "random"),
+    ({"head_init": "probe"}, {"frozen": ("encoder",)}, True, "random"),  # a fit is linear
+    ({}, {"pretrained": False}, False, "random"),  # no features to measure
+    ({"protocol": "vox2vec"}, {"staged": True}, False, "random"),
+])  # fmt: skip
+def test_a_nonlinear_head_on_pretrained_weights_standardises(recipe, protocol, standardise, head_init):
+    """As its probe does: before the first step, once."""
+    settings = resolve(DownstreamRecipe(head="nonlinear", **recipe), Protocol("x", **protocol))
+    assert (settings.head, settings.standardise, settings.head_init) == ("nonlinear", standardise, head_init)
+
+
 # ---- choice of cases
 
 
@@ -269,7 +282,7 @@ def run_epoch(trainer, steps):
         trainer.train_step(next(trainer.dataloader_train))
 
 
-@pytest.mark.parametrize("head", ["stock", "linear"])
+@pytest.mark.parametrize("head", ["stock", "linear", "nonlinear"])
 def test_fine_tuning_rests_the_backbone_first(head, tmp_path, monkeypatch):
     dataset = enter(tiny_dataset(tmp_path, labelled=True, norm="batch"), monkeypatch)
     ssl = {**SHORT, "num_epochs": 1, "num_iterations_per_epoch": 4, "freeze_fraction": 0.5, "ramp_fraction": 0.25,
@@ -693,7 +706,7 @@ def test_network_is_rebuilt_from_the_plan(name, network, ndim, tmp_path, monkeyp
     assert torch.allclose(output, trainer.network.eval()(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("head", ["stock", "linear"])
+@pytest.mark.parametrize("head", ["stock", "linear", "nonlinear"])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_bfloat16_in_training_and_in_the_predictor(name, head, dataset, tmp_path):
     """The predictor's network, built by the class from the plan, computes like the trainer's; both near float32."""

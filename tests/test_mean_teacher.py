@@ -84,7 +84,7 @@ def test_noise_is_bounded() -> None:
     assert noise.abs().max() <= 0.2 and 0.08 < noise.std() < 0.1
 
 
-@pytest.mark.parametrize("head", ["stock", "linear"])
+@pytest.mark.parametrize("head", ["stock", "linear", "nonlinear"])
 def test_a_training_reads_the_cases_that_are_left_out(
     head: str, dataset: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

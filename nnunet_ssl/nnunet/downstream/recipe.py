@@ -7,7 +7,7 @@ from typing import Any
 
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "protocol": ("default", "vox2vec"),
-    "head": ("stock", "linear"),
+    "head": ("stock", "linear", "nonlinear"),
     "head_init": (None, "random", "probe"),
     "optimizer": (None, "sgd", "adam", "adamw"),
     "schedule": (None, "poly", "cosine", "constant"),
@@ -23,8 +23,8 @@ class DownstreamRecipe:
     protocol          ``default`` keeps nnU-Net's losses and augmentations; ``vox2vec`` is the paper's evaluation
                       (Goncharov et al. 2023: sigmoid a class, BCE inside the body + squared soft Dice, no
                       augmentation), always with a head on the pyramid
-    head              ``stock`` (nnU-Net's segmentation layers, deep supervision) or ``linear`` (the paper's linear head
-                      on the pyramid), for the frozen, fine-tune and scratch trainers; a probe has its own
+    head              ``stock`` (nnU-Net's segmentation layers, deep supervision), ``linear`` or ``nonlinear`` (the
+                      paper's heads on the pyramid), for the frozen, fine-tune and scratch trainers; a probe has its own
     head_init         ``random``, or ``probe``: first a linear fit on the training cases' frozen features. None: probe
                       where weights are pretrained, random from scratch and under protocol ``vox2vec``
     initial_lr, weight_decay, optimizer, schedule, oversample_foreground_percent
@@ -32,7 +32,8 @@ class DownstreamRecipe:
     freeze_fraction, ramp_fraction, backbone_lr_factor
                       fine-tune only: share of all steps in which only the head learns; share in which the backbone's
                       rate rises from a tenth of its value; its value, as a multiple of the head's
-    standardise       probes only: frozen channels are standardised by the training cases' moments
+    standardise       probes, and a nonlinear head on pretrained weights: channels are standardised by the training
+                      cases' moments before the first step
     mirror_axes       spatial axes (0: first axis of the patch) mirrored in training and at test time; None: nnU-Net's
     labelled          ``{"n": N, "draw": k}``: train on N of the fold's training cases; nested over N
     mean_teacher      fine-tune only: ``{"decay": .99, "weight": .1, "rampup": .4, "noise": .1}`` (mean_teacher.py), all

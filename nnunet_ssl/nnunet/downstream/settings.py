@@ -58,7 +58,7 @@ def read_recipe(configuration_manager: Any) -> DownstreamRecipe:
 def resolve(recipe: DownstreamRecipe, protocol: Protocol) -> Settings:
     """Fields that the recipe leaves open take the paper's values under protocol vox2vec, else the protocol's own."""
     paper = recipe.protocol == "vox2vec"
-    head = protocol.head or ("linear" if paper else recipe.head)
+    head = protocol.head or ("linear" if paper and recipe.head == "stock" else recipe.head)
 
     def value(name: str) -> Any:
         given = getattr(recipe, name)
@@ -73,6 +73,9 @@ def resolve(recipe: DownstreamRecipe, protocol: Protocol) -> Settings:
     head_init = "random" if head == "nonlinear" else head_init  # a fit is linear
     names = [name for name in Settings.__dataclass_fields__
              if name not in ("head", "head_init", "sigmoid", "standardise")]  # fmt: skip
-    standardise = value("standardise") and len(protocol.frozen) == 2  # the moments must stay what they are
+    standardise = value("standardise") and len(protocol.frozen) == 2
+    if head == "nonlinear" and protocol.pretrained:
+        # as its probe does. The moments stay what they were before the first step: constants to a backbone that learns
+        standardise = not paper if recipe.standardise is None else recipe.standardise
     values = {name: value(name) for name in names}
     return Settings(head=head, head_init=head_init, sigmoid=paper, standardise=standardise, **values)
