@@ -203,11 +203,13 @@ class Commands:
     def __init__(self, raw: Path) -> None:
         self.raw, self.calls, self.fails, self.dies = raw, [], set(), set()
         self.threads: set[str | None] = set()
+        self.processes: set[tuple[str | None, str | None]] = set()
 
     def __call__(self, command: Sequence[str], log: TextIO, env: Mapping[str, str]) -> int:
         name, words = Path(command[0]).name, list(command[1:])
         self.calls.append([name, *words])
         self.threads.add(env.get("OMP_NUM_THREADS"))
+        self.processes.add((env.get("nnUNet_n_proc_DA"), env.get("nnUNet_def_n_proc")))
         print("something happened", file=log, flush=True)
         if name == "nnUNetv2_predict":
             out = Path(words[words.index("-o") + 1])
@@ -465,6 +467,25 @@ def test_jobs_side_by_side_share_the_processor(
     runner(bench).ready([job])
     runner(bench, workers=workers).one(job)
     assert bench.commands.threads == {expected}
+
+
+@pytest.mark.parametrize(("device", "given", "expected"), [
+    ("cpu", {}, ("0", "1")),
+    ("cpu", {"nnUNet_n_proc_DA": "3"}, ("3", "1")),
+    ("cuda", {}, (None, None)),
+])  # fmt: skip
+def test_on_a_cpu_a_job_has_no_worker_processes_unless_asked_for(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, device: str, given: dict[str, str], expected: tuple
+) -> None:
+    """They compete with the training for its cores, and no seed reaches what they draw."""
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    job = next(bench.grid.jobs())
+    runner(bench).ready([job])
+    Runner(bench.grid, device, run=bench.commands).one(job)
+    assert bench.commands.processes == {expected}
 
 
 def test_changed_settings_are_noticed(bench: SimpleNamespace) -> None:

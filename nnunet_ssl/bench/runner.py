@@ -89,12 +89,15 @@ class Runner:
             prepare(jobs)
 
     def _share_of_machine(self, number: int) -> dict[str, str]:
-        """Variables that give a job its GPU, or its part of the processor."""
+        """Variables that give a job its GPU, or its part of the processor. On a CPU nnU-Net's worker processes compete
+        with the training, and what they draw no seed reaches: none there. What the user has set stays.
+        """
         if self.device != "cpu" and self.gpus:
             return {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]}
-        if self.workers > 1 and "OMP_NUM_THREADS" not in os.environ:
-            return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers))}
-        return {}
+        wanted = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"} if self.device == "cpu" else {}
+        if self.workers > 1:
+            wanted["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.workers))
+        return {name: value for name, value in wanted.items() if name not in os.environ}
 
     def one(self, job: Job, number: int = 0) -> dict[str, Any]:
         """Train, predict and score one job; its row, which is written whatever happens. A job that another process is
