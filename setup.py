@@ -96,6 +96,7 @@ setup(
     extras_require={
         "bench": ["surface-distance", "scipy<2"],
         "slurm": ["submitit"],
+        "fused": ["triton>=3.3; sys_platform == 'linux'"],  # CUDA builds of torch bring it
         "dev": [
             "pytest",
             "pytest-xdist",

@@ -53,7 +53,7 @@ def test_what_is_imported_is_required(members: dict[str, str]) -> None:
     from tests.test_layers import imports, sources
 
     (metadata,) = (text for name, text in members.items() if name.endswith("METADATA"))
-    optional = ('extra == "bench"', 'extra == "slurm"')
+    optional = ('extra == "bench"', 'extra == "slurm"', 'extra == "fused"')
     lines = [line for line in metadata.splitlines() if "extra ==" not in line or any(o in line for o in optional)]
     required = {re.split(r"[<>=; ]", line.split(": ")[1])[0].lower().replace("-", "_")
                 for line in lines if line.startswith("Requires-Dist")}  # fmt: skip
