@@ -25,12 +25,17 @@ def pairs(n, d, noise=1.0, seed=0, dtype=torch.float64):
     return tuple(F.normalize(z, dim=1).to(dtype) for z in (z_a, z_b))
 
 
-def written_out(z_a, z_b, temperature):
+def terms_written_out(z_a, z_b, temperature):
+    """(2N,) of every embedding: those of the first view, then of the second."""
     joint = torch.cat([z_a, z_b])
     logits = (joint @ joint.T / temperature).masked_fill(torch.eye(len(joint), dtype=torch.bool), -torch.inf)
     n = len(z_a)
     positives = torch.cat([logits.diagonal(n), logits.diagonal(-n)])
-    return (logits.logsumexp(1) - positives).mean()
+    return logits.logsumexp(1) - positives
+
+
+def written_out(z_a, z_b, temperature):
+    return terms_written_out(z_a, z_b, temperature).mean()
 
 
 def value_and_gradient(loss, z_a, z_b, temperature):

@@ -112,7 +112,7 @@ class _InfoNCE(torch.autograd.Function):
         plain = largest <= _PLAIN  # not so for NaN
         ctx.half = precision != "float32" and largest <= _REDUCED
         ctx.fused = precision == "fused" and ctx.half and fused.usable(joint)
-        if ctx.half:
+        if ctx.half and not ctx.fused:
             tiles = Tiles(joint, temperature, size, half=True)
         # what is a number a row, in float64: it costs nothing, and a loss near 0 keeps its digits
         wide = torch.float32 if joint.device.type == "mps" else torch.float64
