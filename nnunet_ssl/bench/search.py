@@ -125,7 +125,8 @@ def run_search(search: Search, run: Callable[[Search], Any], more: int) -> list[
     while new:
         run(replace(search, rates=new))  # what failed before is not tried again
         tried = replace(search, rates={arm: [rung(own[arm], step) for step in steps[arm]] for arm in own})
-        found = [_found(tried, arm, own[arm]) for arm in own]
+        rows = latest(read_results(search.results))
+        found = [_found(tried, arm, own[arm], rows) for arm in own]
         wider = [one for one in found if one.beyond and len(steps[one.arm]) < len(FIRST) + more]
         for one in wider:
             ends = {-1: min(steps[one.arm]) - 1, 1: max(steps[one.arm]) + 1}
@@ -134,8 +135,7 @@ def run_search(search: Search, run: Callable[[Search], Any], more: int) -> list[
     return found
 
 
-def _found(search: Search, arm: Arm, own: float) -> Found:
-    rows = latest(read_results(search.results))
+def _found(search: Search, arm: Arm, own: float, rows: Mapping[str, Mapping[str, Any]]) -> Found:
     dice: dict[float, list[float | None]] = {}
     for job in replace(search, rates={arm: search.rates[arm]}).jobs():
         row = rows.get(key_of(job), {"status": "missing"})
