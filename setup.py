@@ -15,6 +15,7 @@ from setuptools.command.editable_wheel import editable_wheel
 HERE = Path(__file__).parent
 MAPPED = {"nnunet_ssl.trainers": "trainers", "nnunet_ssl.plans": "plans"}
 PTH = "nnunet_ssl_discovery.pth"
+TRITON = "triton>=3.3; sys_platform == 'linux'"  # CUDA builds of torch bring it
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nnunet_ssl" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 
@@ -96,17 +97,8 @@ setup(
     extras_require={
         "bench": ["surface-distance", "scipy<2"],
         "slurm": ["submitit"],
-        "fused": ["triton>=3.3; sys_platform == 'linux'"],  # CUDA builds of torch bring it
-        "dev": [
-            "pytest",
-            "pytest-xdist",
-            "pytest-timeout",
-            "ruff",
-            "mypy",
-            "setuptools",
-            "wheel",
-            "triton>=3.3; sys_platform == 'linux'",
-        ],
+        "fused": [TRITON],
+        "dev": ["pytest", "pytest-xdist", "pytest-timeout", "ruff", "mypy", "setuptools", "wheel", TRITON],
     },
     entry_points={"console_scripts": ["nnunet_ssl = nnunet_ssl.cli.main:main"]},
     cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth},
